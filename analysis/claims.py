@@ -1,0 +1,231 @@
+"""Claims: declared before the run, decided from the tables as reproduced, contradicted or undecided.
+
+A statistic gives one number per root; a claim says on which side of its margin the mean lies. Where a claim has several
+parts (budgets), it holds only if every part holds: its p value is the largest (intersection-union). The p values for
+all claims of a study are Holm-corrected together, those against them likewise, so that each kind of error stays at 5 %.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis import tables
+from analysis.choice import Choice, choose, single_regime, trial_frame
+from analysis.records import Records, RecordsError
+from analysis.stats import MIN_ROOTS, Direction, Interval, claim_p, holm, t_interval
+
+ALPHA = 0.05
+Verdict = Literal["reproduced", "contradicted", "undecided"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is expected, from where, and how it will be decided. Its `hash` is kept with the sweep."""
+
+    id: str
+    text: str
+    source: str  # where the expectation comes from
+    statistic: str  # a name in the table of statistics
+    direction: Direction  # the mean is less / greater than `margin`, or equal to 0 within it
+    margin: float  # nats per token unless the statistic says otherwise
+    seeds: Literal["fresh", "any"]  # "any": the statistic chooses nothing on these seeds' report data
+    condition: Mapping[str, Any] = field(default_factory=dict)  # filter on trials
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of the statistic
+    command: str = ""  # what makes the trials it needs; not part of the hash
+
+    def __post_init__(self) -> None:
+        if self.direction not in ("less", "greater", "equal"):
+            raise ValueError(f"claim {self.id}: direction must be less, greater or equal, got {self.direction!r}")
+        if self.direction == "equal" and self.margin <= 0:
+            raise ValueError(f"claim {self.id}: equality needs a margin above 0, got {self.margin}")
+        if self.seeds not in ("fresh", "any"):
+            raise ValueError(f"claim {self.id}: seeds must be fresh or any, got {self.seeds!r}")
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of all that decides, first 16 hex digits."""
+        content = {k: v for k, v in asdict(self).items() if k != "command"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()[:16]
+
+    def declared(self) -> dict[str, Any]:
+        """The claim as a sweep keeps it in `sweep.json`, hash included."""
+        return {**asdict(self), "hash": self.hash}
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a statistic saw: one number per root (rows) and part (columns), or why there is none."""
+
+    parts: pd.DataFrame
+    edges: tuple[str, ...] = ()  # optima at the end of their space, with the words that widen it
+    missing: str = ""  # what trials are not there
+    exploratory: str = ""  # a remark that goes with the decision
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the statistics read: the distinct trials of one regime, its choices and its curves."""
+
+    records: Records
+    frame: pd.DataFrame  # see choice.trial_frame
+    choices: Mapping[tuple[str, int], Choice]  # by method and budget
+    seeds: str  # "fresh" | "any"
+
+    @classmethod
+    def of(cls, records: Records, seeds: str) -> Evidence:
+        """Evidence of all trials; freshness is judged before any filter."""
+        choices = {(str(c.group[0]), c.budget): c for c in choose(records, "method")} if len(records) else {}
+        return cls(records, trial_frame(records), choices, seeds)
+
+    def final(self, choice: Choice) -> pd.Series:
+        """Report loss by seed of a chosen config, on the claim's seeds."""
+        rows = self.frame[(self.frame["config_id"] == choice.config_id) & np.isfinite(self.frame["report"])]
+        if self.seeds == "fresh":
+            rows = rows[rows["fresh"]]
+        return rows.set_index("seed")["report"]
+
+
+Statistic = Callable[..., Observation]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A claim after the run. Estimate and interval are of the part that decides it (the weakest)."""
+
+    claim: Claim
+    verdict: Verdict
+    p_value: float | None  # Holm-corrected, of the side decided (for the claim while undecided)
+    estimate: float | None
+    interval: Interval | None
+    part: str  # the part the estimate is of
+    parts: Mapping[str, float]  # part -> mean over roots
+    roots: int
+    scale: str
+    regime: Mapping[str, Any]  # parameters, tokens (largest budget), tokens_per_parameter, study, data_sha
+    looks: int  # how often the sweeps of these records were decided on
+    declared: bool  # the hash was in sweep.json before
+    why: str  # for "undecided": why, and the way out
+
+
+def decide(
+    claims: Sequence[Claim], records: Records, statistics: Mapping[str, Statistic] | None = None
+) -> list[Decision]:
+    """Decide `claims` on `records`, which must hold one regime; all claims given are corrected together."""
+    if statistics is None:
+        from analysis.wsd_claims import STATISTICS as statistics  # noqa: N811
+    unknown = sorted({c.statistic for c in claims} - set(statistics))
+    if unknown:
+        raise RecordsError(f"no statistic {', '.join(unknown)}; there are {', '.join(statistics)}")
+    regime = _regime(records)
+    evidence = {seeds: Evidence.of(records, seeds) for seeds in sorted({c.seeds for c in claims})}
+    observed = [_observe(claim, evidence[claim.seeds], statistics) for claim in claims]
+    judged = [_judge(claim, seen) for claim, seen in zip(claims, observed, strict=True)]
+    testable = [i for i, (_, why) in enumerate(judged) if not why]
+    corrected_for = dict(zip(testable, holm([judged[i][0].p_for for i in testable]), strict=True))
+    corrected_against = dict(zip(testable, holm([judged[i][0].p_against for i in testable]), strict=True))
+    hashes = {entry.get("hash") for spec in records.sweeps for entry in spec.get("claims") or () if isinstance(entry, dict)}
+    looks = sum(int(spec.get("looks", 1)) for spec in records.sweeps) or 1
+    decisions = []
+    for i, (claim, seen, (test, why)) in enumerate(zip(claims, observed, judged, strict=True)):
+        verdict: Verdict = "undecided"
+        p = corrected_for.get(i)
+        part = test.weakest
+        if p is not None and p <= ALPHA:
+            verdict = "reproduced"
+        elif i in corrected_against and corrected_against[i] <= ALPHA:
+            verdict, p, part = "contradicted", corrected_against[i], test.worst
+        elif not why:
+            why = f"the {test.roots} roots do not tell it from its margin {claim.margin:g}; more seeds would: seeds=N"
+        values = seen.parts[part].to_numpy(dtype=float) if part else np.array([])
+        values = values[np.isfinite(values)]
+        decisions.append(
+            Decision(
+                claim, verdict, p, float(values.mean()) if len(values) else None, t_interval(values), part,
+                {str(c): float(seen.parts[c].mean()) for c in seen.parts}, test.roots, regime["scale"], regime, looks,
+                claim.hash in hashes, "; ".join(filter(None, [why, seen.exploratory])),
+            )
+        )  # fmt: skip
+    return decisions
+
+
+def decisions_table(decisions: Sequence[Decision], format: str = "text") -> str:
+    """Decisions as "text", "markdown" or "latex", with the scale and regime they hold for, and why not."""
+    header = ["claim", "verdict", "estimate", "95 % interval", "margin", "p (Holm)", "roots", "looks", "declared"]
+    signs = {"less": "<", "greater": ">", "equal": "±"}
+    rows = []
+    for d in decisions:
+        estimate = "" if d.estimate is None else f"{d.estimate:+.4g}" + (f" ({d.part})" if len(d.parts) > 1 else "")
+        margin = f"{signs[d.claim.direction]} {d.claim.margin:g}"
+        p = "" if d.p_value is None else f"{d.p_value:.2g}"
+        cells = [d.claim.id, d.verdict, estimate, str(d.interval or ""), margin, p, str(d.roots), str(d.looks)]
+        rows.append([*cells, "before" if d.declared else "after"])
+    lines = [tables.render(header, rows, format), ""]
+    mark = {"latex": "% ", "markdown": "- "}.get(format, "")
+    if decisions:
+        r = decisions[0].regime
+        ratio = "unknown" if r["tokens_per_parameter"] is None else f"{r['tokens_per_parameter']:.3g}"
+        lines.append(
+            f"{mark}scale {r['scale']}: {r['parameters'] or 'unknown'} parameters, up to {r['tokens']} tokens, "
+            f"{ratio} tokens per parameter"
+        )
+    for d in decisions:
+        lines.append(f"{mark}{d.claim.id}: {d.claim.text} ({d.claim.source})" + (f" -- {d.why}" if d.why else ""))
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Test:
+    p_for: float = 1.0
+    p_against: float = 1.0
+    weakest: str = ""
+    worst: str = ""
+    roots: int = 0
+
+
+def _observe(claim: Claim, evidence: Evidence, statistics: Mapping[str, Statistic]) -> Observation:
+    try:
+        records, frame = evidence.records, evidence.frame
+        for name, wanted in claim.condition.items():
+            allowed = list(wanted) if isinstance(wanted, list | tuple | set) else [wanted]
+            frame = frame[frame[records.column(name)].isin(allowed)]
+        if frame.empty:
+            return Observation(pd.DataFrame(), missing="no trial meets its condition")
+        return statistics[claim.statistic](Evidence(records, frame, evidence.choices, evidence.seeds), **claim.arguments)
+    except RecordsError as error:
+        return Observation(pd.DataFrame(), missing=str(error))
+
+
+def _judge(claim: Claim, seen: Observation) -> tuple[_Test, str]:
+    """The tests of a claim before correction, and why it cannot be decided, if so."""
+    way = f"; `{claim.command}` makes them" if claim.command else ""
+    if seen.missing or seen.parts.empty:
+        return _Test(), f"the trials it needs are missing: {seen.missing or 'no roots'}{way}"
+    roots = int(seen.parts.notna().sum().min())
+    pairs = {str(c): claim_p(seen.parts[c].to_numpy(dtype=float), claim.direction, claim.margin) for c in seen.parts}
+    weakest = max(pairs, key=lambda c: (pairs[c][0], -abs(seen.parts[c].mean() - claim.margin)))
+    worst = min(pairs, key=lambda c: pairs[c][1])
+    test = _Test(pairs[weakest][0], min(1.0, pairs[worst][1] * len(pairs)), weakest, worst, roots)
+    if roots < MIN_ROOTS:
+        kind = "fresh seeds" if claim.seeds == "fresh" else "seeds"
+        return test, f"{roots} roots, a decision needs {MIN_ROOTS}: more {kind}, seeds=N{way}"
+    if seen.edges:
+        return test, "an optimum lies at the edge of its space: " + "; ".join(seen.edges)
+    return test, ""
+
+
+def _regime(records: Records) -> dict[str, Any]:
+    regime = single_regime(records)
+    frame = records.to_pandas()
+    tokens = frame["budget_tokens"].max()
+    tokens = None if pd.isna(tokens) else int(tokens)
+    parameters = None if regime["parameters"] is None else int(regime["parameters"])
+    scale = ", ".join(sorted(set(frame["scale"].dropna()))) or "unknown"
+    ratio = tokens / parameters if tokens and parameters else None
+    return {**regime, "scale": scale, "parameters": parameters, "tokens": tokens, "tokens_per_parameter": ratio}

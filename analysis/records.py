@@ -1,0 +1,343 @@
+"""The three tables of a sweep, read from Parquet, checked, filtered and exported.
+
+`trials` has one row per trial, `measurements` one per trial and measured step, `ledger` one per executed stage.
+Columns that the schemas below do not name are carried along. Nothing in a table is executed: configs are JSON.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from analysis.frontier import Frontier
+
+TableName = Literal["trials", "measurements", "ledger"]
+STATUSES = ("complete", "diverged", "failed", "pruned", "pending")
+PHASES = ("tune", "confirm")  # tuning seeds choose, fresh seeds of the chosen configs confirm
+COSTS = tuple(f"{unit}_{kind}" for unit in ("steps", "tokens", "flops") for kind in ("nominal", "family", "marginal"))
+
+_TEXT, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+# name -> type; "required" columns must be there, the others are filled with nulls when they are absent.
+SCHEMAS: dict[str, dict[str, pa.DataType]] = {
+    "trials": {
+        **dict.fromkeys(("sweep", "study", "trial", "key", "name", "phase", "cell"), _TEXT),
+        **dict.fromkeys(("status", "error", "config", "root", "scale"), _TEXT),
+        **dict.fromkeys(("proposal", "seed", "parameters"), _INT),
+        **dict.fromkeys(("budget_steps", "budget_tokens", "tokens_per_step"), _INT),
+        **dict.fromkeys(("select/loss", "report/loss", "report/bits_per_byte"), _FLOAT),
+        "report/document_losses": pa.list_(pa.float32()),
+        **dict.fromkeys(COSTS, _FLOAT),
+        "device_seconds_alone": _FLOAT,
+        **dict.fromkeys(("data_sha", "git_commit", "torch_version", "device"), _TEXT),
+        "varying": pa.list_(_TEXT),
+    },
+    "measurements": {
+        **dict.fromkeys(("sweep", "trial", "phase_of_schedule", "key"), _TEXT),
+        **dict.fromkeys(("step", "tokens"), _INT),
+        **dict.fromkeys(("shared", "full"), _BOOL),
+        **dict.fromkeys(("lr", "train/loss", "select/loss", "report/loss", "report/bits_per_byte"), _FLOAT),
+    },
+    "ledger": {
+        **dict.fromkeys(("sweep", "stage", "root", "device", "job", "started_at", "status"), _TEXT),
+        **dict.fromkeys(("from_step", "to_step", "executed_steps"), _INT),
+        **dict.fromkeys(("train_seconds", "evaluation_seconds", "checkpoint_seconds", "startup_seconds"), _FLOAT),
+    },
+}
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "trials": ("sweep", "study", "trial", "key", "phase", "status", "config", "root", "seed", "budget_steps"),
+    "measurements": ("sweep", "trial", "step"),
+    "ledger": ("sweep", "stage", "executed_steps"),
+}
+_REBUILD = "run the sweep's command again (it rewrites its tables from the store), or leave this folder out"
+
+
+class RecordsError(ValueError):
+    """A results folder or table that cannot be read as records; the text says where and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """Trials, measurements and ledger of one or several sweeps; `sweeps` holds their `sweep.json`."""
+
+    trials: pa.Table
+    measurements: pa.Table
+    ledger: pa.Table
+    sweeps: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = field(default=())  # what was left out while reading
+
+    def __repr__(self) -> str:
+        counts = self.trials.column("status").value_counts().to_pylist() if len(self) else []
+        states = ", ".join(f"{row['counts']} {row['values']}" for row in counts)
+        sweeps = len(pc.unique(self.trials.column("sweep")))
+        return f"Records({len(self)} trials of {sweeps} sweeps: {states or 'none'})"
+
+    def __len__(self) -> int:
+        return int(self.trials.num_rows)
+
+    def to_pandas(self, table: TableName = "trials") -> pd.DataFrame:
+        """One of the three tables as a data frame."""
+        if table not in SCHEMAS:
+            raise RecordsError(f"no table {table!r}; there are {', '.join(SCHEMAS)}")
+        return getattr(self, table).to_pandas()
+
+    def column(self, name: str) -> str:
+        """The trials column behind a word: itself, or `config.<word>`."""
+        return column_named(name, self.trials.column_names)
+
+    def where(self, **conditions: Any) -> Records:
+        """The trials that meet all conditions, their measurements, and the ledgers of their sweeps.
+
+        A condition is a value or a list of values of a column or of a config field:
+        `records.where(method="wsd", budget_steps=[500, 1000])`.
+        """
+        mask = np.ones(len(self), dtype=bool)
+        for name, wanted in conditions.items():
+            values = self.trials.column(self.column(name)).to_pandas()
+            many = isinstance(wanted, Iterable) and not isinstance(wanted, str | bytes)
+            mask &= values.isin(list(wanted)).to_numpy() if many else (values == wanted).to_numpy(dtype=bool)
+        kept = self.trials.filter(pa.array(mask))
+        return replace(
+            self,
+            trials=kept,
+            measurements=_belonging(self.measurements, kept),
+            ledger=self.ledger.filter(pc.is_in(self.ledger.column("sweep"), pc.unique(kept.column("sweep")))),
+        )
+
+    def regimes(self) -> tuple[dict[str, Any], ...]:
+        """The distinct problems in these records: what must be equal for two losses to be compared."""
+        frame = self.to_pandas()[list(REGIME)].drop_duplicates()
+        frame = frame.astype(object).where(frame.notna(), None)
+        return tuple({str(k): v for k, v in row.items()} for row in frame.to_dict("records"))
+
+    def in_regime(self, regime: Mapping[str, Any]) -> Records:
+        """The trials of one of `regimes()`."""
+        frame = self.to_pandas()
+        mask = np.ones(len(frame), dtype=bool)
+        for name, value in regime.items():
+            mask &= (frame[name].isna() if value is None else frame[name] == value).to_numpy(dtype=bool)
+        kept = self.trials.filter(pa.array(mask))
+        ledger = self.ledger.filter(pc.is_in(self.ledger.column("sweep"), pc.unique(kept.column("sweep"))))
+        return replace(self, trials=kept, measurements=_belonging(self.measurements, kept), ledger=ledger)
+
+    def metric(self, role: Literal["select", "report"]) -> tuple[str, Literal["min", "max"]]:
+        """Name and goal of the metric that chooses (`select`) or decides (`report`)."""
+        present = set(pc.unique(self.trials.column("sweep")).to_pylist())
+        named = {
+            (spec[role]["name"], spec[role].get("goal", "min"))
+            for spec in self.sweeps
+            if role in spec and spec.get("sweep") in present
+        } or {(f"{role}/loss", "min")}
+        if len(named) > 1:
+            raise RecordsError(f"these sweeps have different {role} metrics {sorted(named)}; take one: where(sweep=...)")
+        name, goal = named.pop()
+        if name not in self.trials.column_names:
+            raise RecordsError(f"the trials have no column {name!r}, which sweep.json names as {role} metric")
+        return name, goal
+
+    @cached_property
+    def configs(self) -> tuple[dict[str, Any], ...]:
+        """The parsed config of each trial, in the order of `trials`."""
+        return tuple(json.loads(text) for text in self.trials.column("config").to_pylist())
+
+    def export(self, folder: str | Path, format: Literal["csv", "parquet", "json"] = "parquet") -> list[Path]:
+        """Write the three tables (and `sweep.json`) into `folder`; returns the files. Lists become JSON in CSV."""
+        writers = {"csv": _write_csv, "parquet": pq.write_table, "json": _write_json}
+        if format not in writers:
+            raise RecordsError(f"no format {format!r}; there are {', '.join(writers)}")
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        written = []
+        for name in SCHEMAS:
+            written.append(target / f"{name}.{format}")
+            writers[format](getattr(self, name), written[-1])
+        written.append(target / "sweep.json")
+        written[-1].write_text(json.dumps(list(self.sweeps), indent=1), encoding="utf-8")
+        return written
+
+    def frontier(self, x: str = "flops_nominal", by: str | Sequence[str] = "method", **options: Any) -> Frontier:
+        """The loss each group reaches per budget against its cost: see `analysis.frontier.frontier`."""
+        from analysis.frontier import frontier
+
+        return frontier(self, x=x, by=by, **options)
+
+
+REGIME = ("study", "data_sha", "parameters", "tokens_per_step")
+
+
+def column_named(name: str, columns: Sequence[str]) -> str:
+    """`name` or `config.<name>`, whichever the table has."""
+    for candidate in (name, f"config.{name}"):
+        if candidate in columns:
+            return candidate
+    words = [c.removeprefix("config.") for c in columns]
+    near = difflib.get_close_matches(name, words, n=3) or sorted(words)
+    raise RecordsError(f"the trials have no column or config field {name!r}; did you mean {', '.join(near)}?")
+
+
+def open_records(path: str | Path | Sequence[str | Path]) -> Records:
+    """Records of a results folder (all its sweeps), of one sweep folder, or of a list of them."""
+    paths = [path] if isinstance(path, str | Path) else list(path)
+    folders, notes = [], []
+    for one in map(Path, paths):
+        found, left_out = _sweep_folders(one)
+        folders += found
+        notes += left_out
+    return combine([*(_read_sweep(folder) for folder in dict.fromkeys(folders))], notes=notes)
+
+
+def combine(many: Sequence[Records], notes: Sequence[str] = ()) -> Records:
+    """Several records as one; a sweep that occurs twice is taken once."""
+    if not many:
+        raise RecordsError("nothing to combine: give at least one Records or folder")
+    seen: set[str] = set()
+    for at, records in enumerate(many):
+        names = set(pc.unique(records.trials.column("sweep")).to_pylist())
+        if names & seen:
+            many = [*many[:at], records.where(sweep=sorted(names - seen)), *many[at + 1 :]]
+        seen |= names
+    tables = {
+        name: _with_schema(pa.concat_tables([getattr(r, name) for r in many], promote_options="permissive"), name)
+        for name in SCHEMAS
+    }
+    specs = {json.dumps(spec, sort_keys=True): spec for r in many for spec in r.sweeps}
+    return Records(**tables, sweeps=tuple(specs.values()), notes=(*notes, *(n for r in many for n in r.notes)))
+
+
+def _sweep_folders(path: Path) -> tuple[list[Path], list[str]]:
+    if (path / "trials.parquet").is_file():
+        return [path], []
+    if not path.is_dir():
+        raise RecordsError(f"no folder {path}; give a results folder, or a sweep folder that holds trials.parquet")
+    inside = path / "sweeps" if (path / "sweeps").is_dir() else path
+    found = sorted(file.parent for file in inside.glob("*/trials.parquet"))
+    if not found:
+        raise RecordsError(
+            f"{path} holds no sweep: no trials.parquet in it or under {inside}; "
+            "run a sweep first (python sweeps/wsd_budget.py), or name the folder it wrote"
+        )
+    unfinished = [f for f in sorted(inside.iterdir()) if (f / "sweep.json").is_file() and f not in found]
+    return found, [f"{folder} has no trials.parquet yet and was left out" for folder in unfinished]
+
+
+def _read_sweep(folder: Path) -> Records:
+    tables, notes = {}, []
+    for name in SCHEMAS:
+        file = folder / f"{name}.parquet"
+        if name != "trials" and not file.is_file():
+            notes.append(f"{file} is missing: read as an empty table")
+            tables[name] = pa.table({c: pa.array([], t) for c, t in SCHEMAS[name].items()})
+            continue
+        tables[name] = _with_schema(_read_parquet(file), name, file)
+    _check_trials(tables["trials"], folder / "trials.parquet")
+    tables["trials"] = _with_config_columns(tables["trials"])
+    return Records(**tables, sweeps=_read_specs(folder / "sweep.json"), notes=tuple(notes))
+
+
+def _read_parquet(file: Path) -> pa.Table:
+    try:
+        return pq.read_table(file, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecordsError(f"{file} cannot be read as Parquet ({reason}); {_REBUILD}") from error
+
+
+def _read_specs(file: Path) -> tuple[Mapping[str, Any], ...]:
+    if not file.is_file():
+        return ()
+    try:
+        spec = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecordsError(f"{file} is not JSON ({error}); {_REBUILD}") from error
+    specs = spec if isinstance(spec, list) else [spec]
+    if not all(isinstance(one, dict) for one in specs):
+        raise RecordsError(f"{file} must hold one object (or a list of them), got {type(specs[0]).__name__}; {_REBUILD}")
+    return tuple(specs)
+
+
+def _with_schema(table: pa.Table, name: str, file: Path | None = None) -> pa.Table:
+    """`table` with the types of its schema, absent optional columns as nulls and unknown columns untouched."""
+    where = file or f"the {name} table"
+    missing = [c for c in REQUIRED[name] if c not in table.column_names]
+    if missing:
+        raise RecordsError(f"{where} lacks the column {', '.join(missing)}: it is no {name} table of a sweep; {_REBUILD}")
+    for column, wanted in SCHEMAS[name].items():
+        if column not in table.column_names:
+            table = table.append_column(column, pa.nulls(table.num_rows, wanted))
+            continue
+        at = table.column_names.index(column)
+        if table.schema.field(at).type == wanted:
+            continue
+        try:
+            table = table.set_column(at, column, table.column(at).cast(wanted))
+        except pa.ArrowException as error:
+            found = table.schema.field(at).type
+            raise RecordsError(f"{where}: column {column!r} must be {wanted}, got {found} ({error}); {_REBUILD}") from error
+    return table
+
+
+def _check_trials(table: pa.Table, file: Path) -> None:
+    for column in REQUIRED["trials"]:
+        if column != "root" and table.column(column).null_count:
+            raise RecordsError(f"{file}: column {column!r} has {table.column(column).null_count} empty rows; {_REBUILD}")
+    for column, allowed in (("status", STATUSES), ("phase", PHASES)):
+        strange = set(pc.unique(table.column(column)).to_pylist()) - set(allowed)
+        if strange:
+            raise RecordsError(f"{file}: {column} must be one of {', '.join(allowed)}, got {sorted(strange)}; {_REBUILD}")
+    for row, text in enumerate(table.column("config").to_pylist()):
+        try:
+            known = isinstance(json.loads(text), dict)
+        except ValueError:
+            known = False
+        if not known:
+            raise RecordsError(f"{file}: the config of row {row} is not a JSON object: {text[:60]!r}; {_REBUILD}")
+
+
+def _with_config_columns(table: pa.Table) -> pa.Table:
+    """Adds `config.<field>` for scalar fields that the writer did not flatten."""
+    configs = [json.loads(text) for text in table.column("config").to_pylist()]
+    for name in dict.fromkeys(name for config in configs for name in config):
+        values = [config.get(name) for config in configs]
+        if f"config.{name}" in table.column_names or any(isinstance(v, list | dict) for v in values):
+            continue
+        try:
+            table = table.append_column(f"config.{name}", pa.array(values))
+        except pa.ArrowException:
+            table = table.append_column(f"config.{name}", pa.array([None if v is None else str(v) for v in values]))
+    return table
+
+
+def _belonging(rows: pa.Table, trials: pa.Table) -> pa.Table:
+    kept = pd.MultiIndex.from_arrays([trials.column("sweep").to_pandas(), trials.column("trial").to_pandas()])
+    owners = pd.MultiIndex.from_arrays([rows.column("sweep").to_pandas(), rows.column("trial").to_pandas()])
+    return rows.filter(pa.array(owners.isin(kept)))
+
+
+def _write_csv(table: pa.Table, file: Path) -> None:
+    for at, column in enumerate(table.schema):
+        if pa.types.is_nested(column.type):
+            texts = [None if v is None else json.dumps(v) for v in table.column(at).to_pylist()]
+            table = table.set_column(at, column.name, pa.array(texts, pa.string()))
+    pyarrow.csv.write_csv(table, file)
+
+
+def _write_json(table: pa.Table, file: Path) -> None:
+    def plain(value: Any) -> Any:  # JSON has no NaN
+        if isinstance(value, list):
+            return [plain(v) for v in value]
+        return None if isinstance(value, float) and not np.isfinite(value) else value
+
+    rows = [{name: plain(value) for name, value in row.items()} for row in table.to_pylist()]
+    file.write_text(json.dumps(rows, indent=0, allow_nan=False, default=str), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Running: one short script per question, and the engine that carries it out."""

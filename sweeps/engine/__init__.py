@@ -1,0 +1,1 @@
+"""The engine: plan, proposals, jobs, workers, store, records, and what watches them."""

@@ -1,0 +1,300 @@
+"""What runs next, and what became of it. The driver knows trials, plans and the store; it does not know Ray.
+
+An executor asks `next_job` for work, tells `heard` what its jobs commit and `ended` when they end. In between the
+driver settles trials, tells the tuning what they found and plans what that asks for.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sweeps.engine.jobs import Queue
+from sweeps.engine.plan import Item, Known, Plan, Trial, plan, worth_keeping
+from sweeps.engine.store import Commit, DamagedStore, Index, Store
+from sweeps.engine.worker import Job, Told
+from trainables.study import Row
+
+
+@dataclass(eq=False)
+class Entry:
+    """A trial of this sweep and what became of it.
+
+    phase: "tune" (its select metric guides the search) or "confirm" (a chosen config on a fresh seed).
+    values: its cell's, its proposal's and its enumerated values. keep: whether the states at its full measurements stay in the store.
+    status: pending, complete, diverged or failed.
+    """
+
+    trial: Trial
+    phase: str
+    cell: str
+    proposal: int | None
+    values: Mapping[str, object]
+    keep: bool = False
+    status: str = "pending"
+    error: str | None = None
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def result(self) -> Row | None:
+        """The measurement at the trial's end; None unless it is complete."""
+        return self.rows[-1] if self.status == "complete" else None
+
+
+class Tuning(Protocol):
+    """Where trials come from: see `sweeps.engine.tuning`."""
+
+    def advance(self) -> list[Entry]:
+        """Entries to add now, given how all earlier ones stand; an empty list when it waits or has finished."""
+
+    @property
+    def finished(self) -> bool: ...
+
+
+class Watcher(Protocol):
+    """Who is told what happens: the display, the mirror in MLflow."""
+
+    def planned(self, driver: "Driver", new: Plan) -> None: ...
+    def committed(self, commit: Commit, rows: list[Row]) -> None: ...
+    def settled(self, entry: Entry) -> None: ...
+    def job_started(self, job: Job) -> None: ...
+    def job_ended(self, job: Job, error: str | None) -> None: ...
+
+
+@dataclass
+class Promised:
+    """What is known, and what the running jobs are about to make known."""
+
+    index: Index
+    points: dict[str, bool]
+    states: dict[str, dict[str, int]]
+
+    def measured(self, key: str) -> bool | None:
+        there, coming = self.index.measured(key), self.points.get(key)
+        return coming if there is None else there or bool(coming)
+
+    def finite(self, key: str) -> bool:
+        return key not in self.index.rows or self.index.finite(key)
+
+    def kept(self, root_key: str) -> Mapping[str, int]:
+        return {**self.index.kept(root_key), **self.states.get(root_key, {})}
+
+    def failure(self, key: str) -> str | None:
+        return self.index.failure(key)
+
+
+class Driver:
+    """One sweep's state. Not thread-safe: an executor calls it from one thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        tuning: Tuning,
+        *,
+        slots: int,
+        checkpoint_every: int | None = None,
+        watchers: Iterable[Watcher] = (),
+    ):
+        self.store, self.tuning, self.queue = store, tuning, Queue(slots)
+        self.index = store.scan()
+        self.checkpoint_every = checkpoint_every
+        self.watchers = list(watchers)
+        self.entries: list[Entry] = []
+        self.session: dict[str, Commit] = {}
+        self.keep: frozenset[str] = frozenset()
+        self._stale = True
+        self._lossy = True
+
+    def start(self) -> None:
+        """Take in the first proposals and settle what the store already answers."""
+        self._advance()
+
+    @property
+    def finished(self) -> bool:
+        return self.tuning.finished and not self.queue.running and all(e.status != "pending" for e in self.entries)
+
+    @property
+    def stuck(self) -> bool:
+        """Nothing runs, nothing can start, and yet trials are pending: a fault of the engine's, to be named."""
+        return not self.finished and not self.queue.running and not self.queue.waiting
+
+    def waits_for(self) -> str:
+        """In words, what an idle slot waits for."""
+        if self.queue.running:
+            return "waiting for " + ", ".join(sorted(self.queue.running))
+        pending = [entry.trial.key[:12] for entry in self.entries if entry.status == "pending"]
+        return f"nothing runs; pending trials: {', '.join(pending[:5]) or 'none'}"
+
+    def next_job(self) -> Job | None:
+        """Work for a free slot; None while everything waits for a running job, or when all is done."""
+        self._plan()
+        job = self.queue.take(self._state_of)
+        if job is not None:
+            for watcher in self.watchers:
+                watcher.job_started(job)
+        return job
+
+    def heard(self, told: Told) -> None:
+        """Take in what a job committed or found damaged."""
+        for name in told.damaged:
+            commit = self.index.commits[name]
+            self.index.states.get(commit.root_key, {}).pop(commit.key, None)
+            self._stale = True
+        for name in told.committed:
+            if name not in self.session:
+                self._take_in(name)
+        self._settle()
+
+    def _take_in(self, name: str) -> None:
+        try:
+            commit, rows = self.store.read(name)
+        except DamagedStore:
+            self._stale = True  # as if it had never been written; the plan trains it again
+            return
+        self.session[name] = commit
+        self.index.add(commit, rows)
+        if commit.status == "failed":
+            reason = commit.error or "failed"
+            self.index.failures.update((key, reason) for key in commit.lost_keys)
+        if commit.status != "complete":
+            self._stale = self._lossy = True
+        for watcher in self.watchers:
+            watcher.committed(commit, rows)
+
+    def ended(self, name: str, error: str | None = None) -> None:
+        """A job ended. With `error` its process died or its disk failed: its items are tried again, then given up."""
+        job = self.queue.ended(name)
+        if error is not None:
+            for item, _ in job.items:
+                unfinished = [point.key for branch in item.branch.stages() for point in branch.points]
+                unfinished = [key for key in unfinished if self.index.measured(key) is None]
+                if unfinished and not self.queue.may_retry(item):
+                    self.index.failures.update((key, error) for key in unfinished)
+            self._stale = self._lossy = True
+        for watcher in self.watchers:
+            watcher.job_ended(job, error)
+        self._settle()
+        self._drop_forks()
+
+    def refresh(self) -> None:
+        """Read the store again and settle what it answers: after an interruption, jobs may have committed unheard."""
+        self.index = self.store.scan()
+        for entry in self.entries:
+            if entry.status == "pending":
+                settle(entry, self.index)
+
+    def current_plan(self, known: Known | None = None) -> Plan:
+        """All trials of this sweep against the store as it stands."""
+        trials = [entry.trial for entry in self.entries]
+        return plan(trials, known or self.index, self.checkpoint_every, self.keep)
+
+    def _settle(self) -> None:
+        """Settle pending trials from the rows that are there; new results may ask for new trials."""
+        changed = False
+        for entry in self.entries:
+            if entry.status == "pending" and (self._lossy or entry.trial.key in self.index.rows):
+                settle(entry, self.index)
+                if entry.status != "pending":
+                    changed = True
+                    for watcher in self.watchers:
+                        watcher.settled(entry)
+        self._lossy = False
+        if changed:
+            self._advance()
+
+    def _advance(self) -> None:
+        while new := self.tuning.advance():
+            self.entries += new
+            self.keep |= {p.key for entry in new if entry.keep for p in entry.trial.points if p.full}
+            self._stale = True
+            for entry in new:
+                settle(entry, self.index)
+                if entry.status != "pending":
+                    for watcher in self.watchers:
+                        watcher.settled(entry)
+
+    def _plan(self) -> None:
+        if not self._stale:
+            return
+        pending = [entry.trial for entry in self.entries if entry.status == "pending"]
+        new = plan(pending, self._promised(), self.checkpoint_every, self.keep)
+        self.queue.offer(new)
+        self._stale = False
+        lost = {node.key: node.lost for tree in new.trees for node in tree.nodes() if node.lost}
+        for entry in self.entries:
+            reason = next((lost[n] for n in _node_keys(new, entry.trial) if n in lost), None) if lost else None
+            if entry.status == "pending" and reason is not None:
+                entry.status = "diverged" if reason == "diverged" else "failed"
+                entry.error, entry.rows = reason, measured_rows(entry.trial, self.index)
+                for watcher in self.watchers:
+                    watcher.settled(entry)
+        for watcher in self.watchers:
+            watcher.planned(self, new)
+        if lost:
+            self._advance()
+            self._plan()
+
+    def _promised(self) -> Promised:
+        points: dict[str, bool] = {}
+        states: dict[str, dict[str, int]] = {}
+        for job in self.queue.running.values():
+            for item, _ in job.items:
+                for branch in item.branch.stages():
+                    points.update((point.key, point.full) for point in branch.points)
+                    if branch.keep:
+                        states.setdefault(item.root_key, {})[branch.key] = branch.stop
+        return Promised(self.index, points, states)
+
+    def _state_of(self, item: Item) -> Commit | None:
+        return self.index.states.get(item.root_key, {}).get(item.start_key or "")
+
+    def _drop_forks(self) -> None:
+        """Delete fork states of this session whose last branch is in; trunk ends and what is to be kept stay."""
+        working = [item for job in self.queue.running.values() for item, _ in job.items]
+        needed = {item.start_key for item in (*self.queue.waiting, *working)} | set(self.keep)
+        if self._stale:
+            return
+        trees = self.current_plan().trees
+        needed |= {node.key for tree in trees for node in tree.nodes() if worth_keeping(node)}
+        for commit in list(self.session.values()):
+            states = self.index.states.get(commit.root_key, {})
+            if commit.state_file is not None and commit.key in states and commit.key not in needed:
+                self.store.drop_state(states.pop(commit.key))
+
+
+def _node_keys(new: Plan, trial: Trial) -> list[str]:
+    return [
+        node.key
+        for tree in new.trees
+        if tree.root_key == trial.root_key
+        for node in tree.nodes()
+        if trial in node.trials
+    ]
+
+
+def measured_rows(trial: Trial, index: Index) -> list[Row]:
+    """A trial's own measurements so far, in order; light ones without what only a full one would carry."""
+    rows = []
+    for point in trial.points:
+        row = index.rows.get(point.key)
+        if row is None or (point.full and not row.full):
+            break
+        if row.full and not point.full:
+            light = {name: value for name, value in row.metrics.items() if not name.startswith("report/")}
+            row = Row(row.key, row.step, False, light, {}, row.knobs)
+        rows.append(row)
+    return rows
+
+
+def settle(entry: Entry, index: Index) -> None:
+    """Set an entry's status and rows from what the index holds of its own measurements."""
+    rows = measured_rows(entry.trial, index)
+    bad = next((place for place, row in enumerate(rows) if not index.finite(row.key)), None)
+    failed = next((index.failures[p.key] for p in entry.trial.points if p.key in index.failures), None)
+    if bad is not None:
+        entry.status, entry.error = "diverged", f"a measured loss is not finite at step {rows[bad].step}"
+        rows = rows[: bad + 1]
+    elif len(rows) == len(entry.trial.points):
+        entry.status, entry.error = "complete", None
+    elif failed is not None:
+        entry.status, entry.error = "failed", failed
+    entry.rows = rows

@@ -1,0 +1,86 @@
+"""What a plan will cost: jobs, seconds, disk. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from sweeps.engine.jobs import Queue
+from sweeps.engine.plan import Item, Plan
+from sweeps.engine.store import Index
+
+ASSUMED_FLOPS_PER_SECOND = {"cpu": 25e9, "gpu": 150e12}  # per slot, until something was measured here
+STATE_BYTES_PER_PARAMETER = 12  # weights and two moments, fp32
+ROW_BYTES = 4_000  # a stage's manifest and rows
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The first lines of a plan in numbers. `measured`: the speed comes from this store, else from an assumption."""
+
+    trials: int
+    jobs: int
+    stages: int
+    steps_alone: int
+    steps_shared: int
+    steps_to_run: int
+    steps_retrained: int
+    seconds: float
+    measured: bool
+    disk_bytes: float
+
+    @property
+    def saving(self) -> float:
+        return self.steps_alone / max(self.steps_shared, 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "saving": self.saving}
+
+
+def estimate(plan: Plan, index: Index, slots: int, device: str) -> Estimate:
+    """Jobs as the queue would pack them, seconds at the speed measured in this store, bytes of rows and kept states."""
+    queue = Queue(slots)
+    queue.offer(plan)
+    work, states = 0.0, 0.0
+    for tree in plan.trees:
+        units = tree.study.units(tree.root)
+        work += units.get("flops", 0.0) * sum(node.steps for node in tree.nodes() if node.runs)
+    for item in queue.waiting:
+        kept = sum(branch.keep for branch in item.branch.stages())
+        states += kept * STATE_BYTES_PER_PARAMETER * item.study.units(item.root).get("parameters", 0)
+    speed = measured_speed(plan, index)
+    return Estimate(
+        trials=plan.trials,
+        jobs=count_jobs(queue.waiting, queue.longest),
+        stages=plan.stages,
+        steps_alone=plan.steps_alone,
+        steps_shared=plan.steps_shared,
+        steps_to_run=plan.steps_to_run,
+        steps_retrained=plan.steps_retrained,
+        seconds=work / (speed or ASSUMED_FLOPS_PER_SECOND[device]) / slots,
+        measured=speed is not None,
+        disk_bytes=states + ROW_BYTES * plan.stages,
+    )
+
+
+def measured_speed(plan: Plan, index: Index) -> float | None:
+    """Median FLOP/s of training over the store's stages of these roots; None when there are none."""
+    flops = {tree.root_key: tree.study.units(tree.root).get("flops", 0.0) for tree in plan.trees}
+    speeds = [
+        flops[commit.root_key] * commit.executed_steps / commit.train_seconds
+        for commit in index.commits.values()
+        if flops.get(commit.root_key) and commit.train_seconds > 0 and commit.executed_steps > 0
+    ]
+    return median(speeds) if speeds else None
+
+
+def count_jobs(items: Sequence[Item], longest: float) -> int:
+    """Jobs when items are packed longest first, none beyond `longest` steps but those of one long item."""
+    loads: list[float] = []
+    for item in sorted(items, key=lambda item: -item.steps):
+        place = next((i for i, load in enumerate(loads) if load + item.steps <= longest), None)
+        if place is None:
+            loads.append(item.steps)
+        else:
+            loads[place] += item.steps
+    return len(loads)

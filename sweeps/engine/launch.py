@@ -1,0 +1,262 @@
+"""One command from its words to its tables, figures and verdicts."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import analysis
+import search_spaces
+import trainables
+from analysis.claims import Claim
+from analysis.records import Records
+from search_spaces import Space
+from sweeps.engine import drawing, records, tracking
+from sweeps.engine.driver import Driver, Watcher
+from sweeps.engine.estimate import Estimate, estimate
+from sweeps.engine.local import run_here
+from sweeps.engine.plan import Plan
+from sweeps.engine.progress import Display, Progress, banner, duration, where_the_time_went
+from sweeps.engine.proposals import Proposals
+from sweeps.engine.spec import Spec
+from sweeps.engine.store import Store
+from sweeps.engine.tuning import CellTuning
+from sweeps.engine.watching import MirrorWatcher, ProgressWatcher, name_of
+from sweeps.engine.words import Refused, Words, default_slots, help_text, make_spec
+from sweeps.engine.worker import Place, device_name
+from trainables.study import StagedStudy, Stopped
+
+Show = Callable[[Records, Spec, Console], None]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A sweep script: its name, what it asks, the claims that are declared before it runs, what it shows at its end."""
+
+    name: str
+    study: StagedStudy
+    about: str
+    claims: Sequence[Claim] = ()
+    show: Show | None = None
+
+
+def main(question: Question, arguments: Sequence[str] | None = None) -> int:
+    """Run a sweep script's command line; the exit status. Refusals and Ctrl-C end with one clear message."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    errors = Console(stderr=True)
+    if {"--help", "-h", "help"} & set(words):
+        Console().print(help_text(question.study, question.name, question.about), markup=False, highlight=False)
+        return 0
+    try:
+        sweep(question, words)
+    except Refused as error:
+        errors.print(f"[bold red]refused:[/bold red] {error}", highlight=False, soft_wrap=True)
+        return 2
+    except (Stopped, KeyboardInterrupt):
+        errors.print("stopped; what was finished is kept. The same command again goes on from there.")
+        return 130
+    except OSError as error:
+        errors.print(f"[bold red]stopped:[/bold red] {error}\nWhat was finished is kept.", highlight=False)
+        return 1
+    return 0
+
+
+def sweep(question: Question, arguments: Sequence[str] = (), console: Console | None = None) -> Records | None:
+    """Plan, run and record a sweep; None for `plan_only=true`.
+
+    Raises Refused before anything starts, and trainables.study.Stopped after Ctrl-C.
+    """
+    console = console or Console()
+    own_rooms()
+    spec, words = make_spec(question.study, arguments, question.name)
+    slots = default_slots(words, torch.cuda.device_count() if words.resources.gpus else 0)
+    driver, tuning = dry_run(spec, words, slots)
+    plan = driver.current_plan()
+    expected = estimate(plan, driver.index, slots, "gpu" if words.resources.gpus else "cpu")
+    reused = sum(entry.status == "complete" for entry in driver.entries)
+    progress = Progress(goal=spec.study.select.goal)
+    progress.started(
+        trials=expected.trials,
+        jobs=expected.jobs,
+        slots=slots,
+        steps_alone=expected.steps_alone,
+        steps_planned=expected.steps_to_run,
+        proposals=tuning.proposals,
+        reused=reused,
+    )
+    console.print(banner(progress, study=spec.study.name, scale=spec.scale, executor=words.executor), highlight=False)
+    console.print(plan_text(spec, expected, tuning), highlight=False)
+    for damaged in driver.index.damaged:
+        console.print(f"[yellow]damaged, counts as never written:[/yellow] {damaged}", highlight=False)
+    if words.plan_only:
+        names = {entry.trial.key: name_of(spec, entry) for entry in driver.entries}
+        console.print(drawing.as_text(plan, names))
+        return None
+    check_resources(words)
+    run(question, spec, words, expected, plan, progress, console)
+    found = analysis.open(spec.folder)
+    if question.show is not None:
+        question.show(found, spec, console)
+    if words.tracking != "none":
+        line = tracking.ui_command(spec.results, words.tracking)
+        console.print(f"compare runs: [bold]{line}[/bold]", highlight=False, soft_wrap=True)
+    return found
+
+
+def plan_text(spec: Spec, expected: Estimate, tuning: CellTuning) -> str:
+    """The plan in a few lines: stages, steps, saving, time, disk, and what comes on top once configs are chosen."""
+    share = f"{expected.steps_shared:,} of {expected.steps_alone:,} steps, {expected.saving:.2f}x"
+    basis = "at the speed measured in this store" if expected.measured else "at an assumed speed; none is measured yet"
+    lines = [
+        f"plan: {expected.stages:,} stages; trained once where shared: {share}",
+        f"      to run now: {expected.steps_to_run:,} steps, about {duration(expected.seconds)} {basis}; "
+        f"about {expected.disk_bytes / 1e6:,.1f} MB of disk",
+    ]
+    if expected.steps_retrained:
+        lines.append(f"      of these {expected.steps_retrained:,} steps are trained again: their state was not kept")
+    if spec.fresh_seeds and not tuning.finished:
+        count = len(tuning.cells) * len(spec.budgets) * len(spec.fresh_seeds)
+        lines.append(
+            f"      then each cell's chosen config per budget on {len(spec.fresh_seeds)} fresh seeds: "
+            f"{count:,} trials or more, where several values are compared"
+        )
+    return "\n".join(lines)
+
+
+def own_rooms() -> None:
+    """Raise Refused when one of our package names resolves to somebody else's folder."""
+    here = Path(__file__).resolve().parents[2]
+    for package in (trainables, search_spaces, analysis):
+        found = Path(str(package.__file__)).resolve().parents[1]
+        if found != here:
+            raise Refused(
+                f"the name {package.__name__!r} means {found} here, not Anabranch's {here}; "
+                "run in Anabranch's own virtual environment, or take that folder off PYTHONPATH"
+            )
+
+
+def check_resources(words: Words) -> None:
+    """Raise Refused when this machine, where the sweep would start its own Ray, lacks the GPUs of one trial."""
+    wanted = words.resources.gpus * words.resources.workers
+    joins = words.executor == "ray" and (words.cluster not in ("auto", "local") or running_ray() is not None)
+    if wanted and not joins and torch.cuda.device_count() < wanted:
+        raise Refused(
+            f"scale={words.scale} needs {wanted:g} GPUs per trial, this machine has {torch.cuda.device_count()}; "
+            "take scale=laptop, or run it on a cluster (cluster.yaml)"
+        )
+
+
+def running_ray() -> str | None:
+    """The address of a Ray that this process would join; None when there is none."""
+    return os.environ.get("RAY_ADDRESS") or ("auto" if Path("/tmp/ray/ray_current_cluster").exists() else None)
+
+
+def open_journals(spec: Spec, slots: int, record: bool) -> Callable[[str, Space], Proposals]:
+    """How a cell's journal is opened: named by all that gives a proposal its meaning."""
+
+    def opened(cell: str, space: Space) -> Proposals:
+        context = {"study": spec.study.name, "version": spec.study.version, "fixed": dict(spec.fixed)}
+        return Proposals.open(
+            spec.results / "journals",
+            cell=cell,
+            space=space,
+            sampler=spec.search.sampler,
+            seed=spec.search.seed,
+            count=spec.search.proposals,
+            lag=spec.search.bracket or slots,
+            objective=f"area under {spec.study.select.name} over log {spec.study.budget}",
+            goal=spec.study.select.goal,
+            context={**context, "tuning_seeds": list(spec.tuning_seeds), "bracket": spec.search.bracket},
+            record=record,
+        )
+
+    return opened
+
+
+def dry_run(spec: Spec, words: Words, slots: int) -> tuple[Driver, CellTuning]:
+    """The first trials against the store, with nothing written. Raises Refused for configs that cannot be honoured."""
+    try:
+        tuning = CellTuning(spec, open_journals(spec, slots, record=False))
+        driver = Driver(Store(spec.results), tuning, slots=slots, checkpoint_every=words.resources.checkpoint_every)
+        driver.start()
+    except (ValueError, RuntimeError) as error:
+        raise Refused(str(error)) from error
+    return driver, tuning
+
+
+def run(
+    question: Question,
+    spec: Spec,
+    words: Words,
+    expected: Estimate,
+    plan: Plan,
+    progress: Progress,
+    console: Console,
+) -> None:
+    """Train what is missing; write tables, the tree's figure and the mirror, also when the run is stopped."""
+    store = Store(spec.results)
+    store.prepare()
+    content = records.describe_spec(spec, [asdict(claim) for claim in question.claims], expected.as_dict())
+    records.write_spec(spec, content)
+    tuning = CellTuning(spec, open_journals(spec, progress.slots, record=True))
+    device = device_name(torch.device("cuda" if words.resources.gpus and torch.cuda.is_available() else "cpu"))
+    recorder = records.Recorder(spec, [], device)
+    watchers: list[Watcher] = [ProgressWatcher(spec, progress, tuning.proposals, expected.jobs, progress.slots)]
+    mirror = None
+    if words.tracking != "none":
+        mirror = tracking.Mirror(spec.folder, content, words.tracking, planned=expected.trials, say=progress.message)
+        watchers.append(MirrorWatcher(mirror, recorder))
+    every = words.resources.checkpoint_every
+    driver = Driver(store, tuning, slots=progress.slots, checkpoint_every=every, watchers=watchers)
+    place = Place(str(spec.results.resolve()), str(spec.folder.resolve() / "stop"), (os.getcwd(), *sys.path[:1]))
+    try:
+        with Display(progress, console), interruptible(place):
+            driver.start()
+            execute(driver, place, words, progress.slots)
+            progress.finished()
+    finally:
+        tuning.close()
+        driver.refresh()
+        recorder.entries = driver.entries
+        recorder.tables(driver.index).write(spec.folder)
+        drawing.save(drawing.as_figure(plan), spec.folder / "figures" / "stage_tree")
+        if mirror is not None:
+            mirror.close()
+    console.print(where_the_time_went(progress), highlight=False)
+
+
+def execute(driver: Driver, place: Place, words: Words, slots: int) -> None:
+    """Run the driver on Ray or in this process."""
+    if words.executor == "local":
+        return run_here(driver, place, device="cuda" if words.resources.gpus else "cpu")
+    from sweeps.engine.search import Slots, run_on_ray  # Ray takes seconds to import; plans and local runs do without
+
+    address = {"auto": running_ray(), "local": None}.get(words.cluster, words.cluster)
+    return run_on_ray(driver, place, Slots(slots, gpus=words.resources.gpus), address=address)
+
+
+@contextmanager
+def interruptible(place: Place) -> Iterator[None]:
+    """Ctrl-C or SIGTERM: the first asks all jobs to stop at their next measurement, the second stops at once."""
+    stop = Path(place.stop_file)
+    stop.unlink(missing_ok=True)
+
+    def handle(number: int, frame: Any) -> None:
+        if stop.exists():
+            raise KeyboardInterrupt
+        stop.touch()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stop.unlink(missing_ok=True)

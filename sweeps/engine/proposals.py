@@ -1,0 +1,373 @@
+"""The proposals of one tuning cell, and their journal.
+
+A proposal is one Optuna trial: values for the searched axes. Proposal i is drawn from hash(seed, i) and the outcomes of
+proposals 0 .. i - lag - 1, whatever else has finished meanwhile, so a rerun proposes the same. Every proposal and every
+outcome is one appended line of the journal before anybody acts on it; killed at any time, it opens again and hands out
+first what was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from search_spaces import Space
+from sweeps.engine.samplers import (
+    ADAPTIVE,
+    DIRECTIONS,
+    STATES,
+    Learner,
+    Outcome,
+    complete,
+    failed,
+    finished_trial,
+    pruned,
+    qmc_values,
+    random_values,
+    refuse_unfit,
+)
+
+__all__ = ["Outcome", "Proposal", "Proposals", "complete", "failed", "pruned"]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Values for the searched axes, and which proposal of its cell this is."""
+
+    index: int
+    values: Mapping[str, Any]
+    attempt: int = 0  # how often these values have failed before
+
+
+@dataclass
+class _Entry:
+    """A proposal as the journal has it, over all its attempts."""
+
+    values: dict[str, Any]
+    lag: int
+    number: int  # of the last attempt in Optuna's journal
+    attempt: int = 0
+    outcome: Outcome | None = None
+
+
+class Proposals:
+    """The proposals of one cell: `ask` for the next one, `tell` its outcome. Open it with `Proposals.open`."""
+
+    def __init__(
+        self, path: Path | None, space: Space, sampler: str, seed: int, count: int, lag: int, attempts: int, goal: str
+    ) -> None:
+        self.path, self.sampler, self.seed, self.count, self.lag = path, sampler, seed, count, lag
+        self.adaptive = sampler in ADAPTIVE
+        self._attempts = attempts
+        self._goal: Literal["min", "max"] = "max" if goal == "max" else "min"
+        self._distributions = space.distributions()
+        self._grid = space.grid() if sampler == "grid" else []
+        self._priors: list[tuple[dict[str, Any], Outcome]] = []
+        self._entries: list[_Entry] = []
+        self._again: list[int] = []  # interrupted or failed before, handed out first
+        self._learner: Learner | None = None
+        self._journal: optuna.Study | None = None
+        self._lock: FileLock | None = None
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path | str | None,
+        *,
+        cell: str,
+        space: Space,
+        sampler: str = "grid",
+        seed: int = 0,
+        count: int | None = None,
+        lag: int = 1,
+        objective: str = "objective",
+        goal: Literal["min", "max"] = "min",
+        context: Mapping[str, Any] | None = None,
+        attempts: int = 3,
+        record: bool = True,
+    ) -> Proposals:
+        """Open the journal of a cell, or begin it.
+
+        Its file is named by a hash of all that gives a proposal and its objective their meaning: the space without its
+        cell axes, the objective, the sampler and seed, the cell, and `context` (anything for JSON: study, version,
+        fixed fields, tuning seeds). A change of these opens a new journal, which `fill` may start from records.
+
+        `count` None means the whole grid; a larger one continues. `lag` is the number of slots. A proposal that failed
+        is handed out again when the journal is next opened, `attempts` times in all. With `record=False` (a plan), or
+        without a folder, nothing is locked or written.
+
+        Raises ValueError for a sampler that does not fit the space or more proposals than the grid has, RuntimeError
+        where another process has the journal open.
+        """
+        distributions = space.distributions()
+        refuse_unfit(sampler, distributions)
+        count = _count(sampler, count, space)
+        if lag < 0:
+            raise ValueError(f"lag must be at least 0, got {lag}; it is the number of slots")
+        header = {
+            "space": space.identity(points=sampler == "grid"),
+            "objective": objective,
+            "goal": goal,
+            "sampler": sampler,
+            "seed": None if sampler == "grid" else seed,
+            "cell": cell,
+            "context": dict(context or {}),
+        }
+        path = None if folder is None else Path(folder) / f"{_hash(header)}.log"
+        self = cls(path, space, sampler, seed, count, lag, attempts, goal)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        if path is not None and record:
+            self._open_to_write(path, header)
+        elif path is not None and path.exists():
+            self._read(_study(path))
+        return self
+
+    def ask(self) -> Proposal | None:
+        """The next proposal: one that was interrupted, else a new one. None: wait for a `tell`, or all are handed out
+        (`unasked` is 0 then)."""
+        if self._again:
+            return self._hand_out_again(self._again.pop(0))
+        index = len(self._entries)
+        if index >= self.count:
+            return None
+        if self.adaptive and any(entry.outcome is None for entry in self._entries[: max(0, index - self.lag)]):
+            return None
+        values = self._draw(index)
+        number = self._record_start(index, values, self.lag, attempt=0)
+        self._entries.append(_Entry(values, self.lag, number))
+        return Proposal(index, values)
+
+    def tell(self, index: int, outcome: Outcome) -> None:
+        """What became of a proposal. Told at once, in any order; told the same twice, the second is ignored."""
+        if not 0 <= index < len(self._entries):
+            raise ValueError(
+                f"proposal {index} was never handed out; there are {len(self._entries)}, counted from 0: ask first"
+            )
+        entry = self._entries[index]
+        before = entry.outcome
+        if before is not None and before != outcome:
+            raise ValueError(f"proposal {index} is already {before.words()}, so it cannot be {outcome.words()}")
+        if before is None:
+            if self._journal is not None:
+                self._journal.tell(entry.number, outcome.value, STATES[outcome.state])
+            entry.outcome = outcome
+
+    def fill(self, records: Iterable[tuple[Mapping[str, Any], Outcome]]) -> int:
+        """Start a new journal from finished records; returns how many it knows.
+
+        Records outside this space are left out. A journal that has proposals of its own stays as it is: what was drawn
+        would not have been drawn so.
+        """
+        if not self._entries:
+            for values, outcome in records:
+                prior = dict(values)
+                if outcome.state == "failed" or (prior, outcome) in self._priors or not self._contains(prior):
+                    continue
+                if self._journal is not None:
+                    self._journal.add_trial(finished_trial(prior, self._distributions, outcome, {"filled": True}))
+                self._priors.append((prior, outcome))
+        return len(self._priors)
+
+    def outcomes(self) -> Iterator[tuple[Proposal, Outcome | None]]:
+        """All proposals so far with what became of them, None while open."""
+        for index, entry in enumerate(self._entries):
+            yield Proposal(index, entry.values, entry.attempt), entry.outcome
+
+    @property
+    def unasked(self) -> int:
+        """How many proposals are still to be handed out, those that come again among them."""
+        return max(0, self.count - len(self._entries)) + len(self._again)
+
+    @property
+    def finished(self) -> bool:
+        """Has every proposal been handed out and told?"""
+        return self.unasked == 0 and all(entry.outcome is not None for entry in self._entries[: self.count])
+
+    def close(self) -> None:
+        """Let another process open the journal."""
+        self._journal = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Proposals:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # Drawing
+
+    def _draw(self, index: int) -> dict[str, Any]:
+        if self.sampler == "grid":
+            return dict(self._grid[index])
+        if self.sampler == "random":
+            return random_values(self._distributions, self.seed, index)
+        if self.sampler == "qmc":
+            return qmc_values(self._distributions, self.seed, index)
+        if self._learner is None:
+            self._learner = Learner(self.sampler, self._distributions, self.seed, self._goal, self._priors)
+        learner = self._learner
+        # The same sequence whether the proposals before this one were drawn now or are in the journal.
+        for place in range(len(learner.numbers), index + 1):
+            lag = self._entries[place].lag if place < index else self.lag
+            for known in range(learner.learned, place - lag):
+                outcome = self._entries[known].outcome
+                assert outcome is not None, "ask() waits for it"
+                learner.learn(outcome)
+            if place < index:
+                learner.adopt(self._entries[place].values)
+        return learner.draw()
+
+    def _hand_out_again(self, index: int) -> Proposal:
+        entry = self._entries[index]
+        if entry.outcome is not None:  # it failed
+            entry.attempt += 1
+            entry.number = self._record_start(index, entry.values, entry.lag, entry.attempt)
+            entry.outcome = None
+        return Proposal(index, entry.values, entry.attempt)
+
+    def _contains(self, values: Mapping[str, Any]) -> bool:
+        try:
+            finished_trial(values, self._distributions, pruned())
+        except (ValueError, TypeError):
+            return False
+        return True
+
+    # The journal
+
+    def _open_to_write(self, path: Path, header: Mapping[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(f"{path}.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            self._lock = None
+            raise RuntimeError(
+                f"another process has the journal {path} open; "
+                "wait for that sweep to end, or take another results folder"
+            ) from None
+        try:
+            _drop_torn_line(path)
+            journal = _study(path) or _new_study(path, self._goal)
+            if "header" not in journal.user_attrs:
+                journal.set_user_attr("header", header)
+            self._read(journal)
+            self._journal = journal
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, study: optuna.Study | None) -> None:
+        for trial in study.get_trials(deepcopy=False) if study else ():
+            if trial.user_attrs.get("filled"):
+                outcome = _outcome(trial)
+                assert outcome is not None
+                self._priors.append((dict(trial.params), outcome))
+                continue
+            index, attempt, lag = (trial.user_attrs[key] for key in ("index", "attempt", "lag"))
+            entry = _Entry(dict(trial.params), lag, trial.number, attempt, _outcome(trial))
+            if index == len(self._entries):
+                self._entries.append(entry)
+            else:
+                self._entries[index] = entry
+        for index, entry in enumerate(self._entries[: self.count]):
+            retry = entry.outcome is not None and entry.outcome.state == "failed"
+            if entry.outcome is None or (retry and entry.attempt + 1 < self._attempts):
+                self._again.append(index)
+
+    def _record_start(self, index: int, values: Mapping[str, Any], lag: int, attempt: int) -> int:
+        if self._journal is None:
+            return -1
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=dict(values),
+            distributions=self._distributions,
+            user_attrs={"index": index, "attempt": attempt, "lag": lag},
+        )
+        self._journal.add_trial(trial)
+        return len(self._journal.get_trials(deepcopy=False)) - 1
+
+
+class _HeldLock(JournalFileOpenLock):
+    """No lock per line: the journal's own lock is held as long as it is open, and ends with the process."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
+def _study(path: Path) -> optuna.Study | None:
+    """Optuna's study in a journal file, None if there is none yet. RuntimeError for a damaged file."""
+    if not path.exists():
+        return None
+    try:
+        storage = _storage(path)
+        return optuna.load_study(study_name=None, storage=storage) if storage.get_all_studies() else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RuntimeError(
+            f"the journal {path} is damaged ({type(error).__name__}: {error}); move it away and run again: "
+            "the same proposals are made again, and finished trials are answered from the store"
+        ) from error
+
+
+def _new_study(path: Path, goal: str) -> optuna.Study:
+    return optuna.create_study(storage=_storage(path), direction=DIRECTIONS[goal])
+
+
+def _storage(path: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=_HeldLock(str(path))))
+
+
+def _outcome(trial: FrozenTrial) -> Outcome | None:
+    match trial.state:
+        case TrialState.COMPLETE:
+            assert trial.value is not None
+            return complete(trial.value)
+        case TrialState.PRUNED:
+            return pruned()
+        case TrialState.FAIL:
+            return failed()
+    return None
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off the line that a killed process or machine left half written at the end; whole lines stay."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
+def _hash(header: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _count(sampler: str, count: int | None, space: Space) -> int:
+    if count is not None and count < 1:
+        raise ValueError(f"proposals must be at least 1, got {count}")
+    if sampler != "grid":
+        if count is None:
+            raise ValueError(f"sampler={sampler} has no end of its own; say how many: proposals=12")
+        return count
+    size = len(space.grid())
+    if count is not None and count > size:
+        axes = next(iter(space.searched), None)
+        wider = f"raise space.{axes}.points, or " if axes else ""
+        raise ValueError(f"the grid has {size} points, proposals={count} asks for more; {wider}take sampler=qmc or tpe")
+    return size if count is None else count

@@ -1,0 +1,257 @@
+"""The three tables of a sweep, made from its entries and the store: trials, measurements, ledger (README, "Tables").
+
+They can be made again at any time from the same command; `sweep.json` beside them says what the sweep was.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sweeps.engine.driver import Entry
+from sweeps.engine.plan import Trial, make_trial, marginal_steps
+from sweeps.engine.spec import Spec
+from sweeps.engine.store import Index
+from sweeps.engine.tuning import configs_of
+from trainables.study import state_key
+
+PACKAGES = ("ray", "torch", "optuna", "mlflow", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Tables:
+    trials: pa.Table
+    measurements: pa.Table
+    ledger: pa.Table
+
+    def write(self, folder: Path) -> None:
+        """Write the three Parquet files, each into place whole."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("trials", "measurements", "ledger"):
+            written = folder / f".{name}.parquet.writing"
+            pq.write_table(getattr(self, name), written)
+            os.replace(written, folder / f"{name}.parquet")
+
+
+class Recorder:
+    """Makes the rows of a sweep. `entries` may grow; what depends on all of them is worked out again when it has."""
+
+    def __init__(self, spec: Spec, entries: Sequence[Entry], device: str):
+        self.spec, self.entries, self.device = spec, entries, device
+        self._counted = -1
+        self._marginal: dict[str, int] = {}
+        self._passes: dict[str, int] = {}
+        self._varying: list[str] = []
+
+    def tables(self, index: Index) -> Tables:
+        """All trials with costs and results, all their measurements, and every stage that was run for them."""
+        return Tables(
+            _table([self.trial_row(entry) for entry in self.entries]),
+            _table([row for entry in self.entries for row in self.measurement_rows(entry)]),
+            _table(_ledger_rows(self.spec, self.entries, index)),
+        )
+
+    def _count(self) -> None:
+        if self._counted == len(self.entries):
+            return
+        self._counted = len(self.entries)
+        unique = {entry.trial.key: entry.trial for entry in self.entries}
+        self._marginal = canonical_marginals(self.spec, unique.values())
+        self._varying = varying_fields(self.entries)
+        self._passes = {}
+        for trial in unique.values():
+            for point in trial.points:
+                self._passes[point.key] = self._passes.get(point.key, 0) + 1
+
+    def trial_row(self, entry: Entry) -> dict[str, Any]:
+        """An entry as a row of `trials`."""
+        self._count()
+        study, trial, config = self.spec.study, entry.trial, asdict(entry.trial.config)
+        units, budget = study.units(trial.root), getattr(entry.trial.config, study.budget)
+        tokens, flops = units.get("tokens", 1), units.get("flops", 0.0)
+        family, marginal = family_steps(self.spec, entry), self._marginal[trial.key]
+        costs: dict[str, Any] = {}
+        for kind, steps in (("nominal", trial.steps), ("family", family), ("marginal", marginal)):
+            costs |= {f"steps_{kind}": steps, f"tokens_{kind}": int(steps * tokens), f"flops_{kind}": steps * flops}
+        result = entry.result
+        return {
+            "sweep": self.spec.sweep,
+            "study": study.name,
+            "trial": trial.key[:12],
+            "key": trial.key,
+            "name": study.describe(trial.config, self._varying) if study.describe else trial.key[:12],
+            "phase": entry.phase,
+            "cell": entry.cell,
+            "proposal": entry.proposal,
+            "status": entry.status,
+            "error": entry.error,
+            "config": json.dumps(config, sort_keys=True),
+            **{f"config.{key}": value for key, value in config.items() if isinstance(value, str | int | float)},
+            "root": trial.root_key,
+            "seed": config["seed"],
+            "scale": self.spec.scale,
+            "parameters": int(units.get("parameters", 0)),
+            "budget_steps": budget,
+            "budget_tokens": int(budget * tokens),
+            "tokens_per_step": int(tokens),
+            **{metric.name: None for metric in (study.select, study.report)},
+            **(result.metrics | result.arrays if result else {}),
+            **costs,
+            "device_seconds_alone": None,
+            "data_sha": getattr(trial.root, "corpus_sha", ""),
+            "git_commit": git_commit(),
+            "torch_version": version("torch"),
+            "device": self.device,
+            "varying": self._varying,
+        }
+
+    def measurement_rows(self, entry: Entry) -> list[dict[str, Any]]:
+        """An entry's whole curve as rows of `measurements`, what it shares with others included."""
+        self._count()
+        tokens = self.spec.study.units(entry.trial.root).get("tokens", 1)
+        return [
+            {
+                "sweep": self.spec.sweep,
+                "trial": entry.trial.key[:12],
+                "step": row.step,
+                "tokens": int(row.step * tokens),
+                **row.knobs,
+                "phase_of_schedule": _stretch(entry.trial, row.step),
+                "key": row.key,
+                "shared": self._passes[row.key] > 1,
+                "full": row.full,
+                **row.metrics,
+            }
+            for row in entry.rows
+        ]
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as a table with every column that any row has."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
+
+
+def canonical_marginals(spec: Spec, trials: Iterable[Trial]) -> dict[str, int]:
+    """What each trial adds in the canonical order of its tree: by budget, then key, whatever ran first."""
+    by_root: dict[str, list[Trial]] = {}
+    for trial in sorted(trials, key=lambda trial: (getattr(trial.config, spec.study.budget), trial.key)):
+        by_root.setdefault(trial.root_key, []).append(trial)
+    return {
+        trial.key: steps
+        for members in by_root.values()
+        for trial, steps in zip(members, marginal_steps(members), strict=True)
+    }
+
+
+def family_steps(spec: Spec, entry: Entry) -> int:
+    """Steps that the trial's method trains to have a checkpoint at every budget of the sweep up to its own."""
+    own = getattr(entry.trial.config, spec.study.budget)
+    configs = configs_of(spec, entry.values, entry.trial.config.seed)
+    family = [make_trial(spec.study, config) for config in configs if getattr(config, spec.study.budget) <= own]
+    return sum(marginal_steps(family))
+
+
+def varying_fields(entries: Sequence[Entry]) -> list[str]:
+    """Config fields, in their own order, that differ between trials."""
+    configs = [asdict(entry.trial.config) for entry in entries]
+    return [name for name in configs[0] if len({repr(config[name]) for config in configs}) > 1] if configs else []
+
+
+def _stretch(trial: Trial, step: int) -> str:
+    """What the schedule was doing in the step before `step`."""
+    place = next(place for place, part in enumerate(trial.placed) if part.start < step <= part.stop)
+    part = trial.placed[place].segment
+    if part.constant:
+        return "stable"
+    if not part.falling:
+        return "warmup"
+    return "decay" if place and trial.placed[place - 1].segment.constant else "cosine"
+
+
+def _ledger_rows(spec: Spec, entries: Sequence[Entry], index: Index) -> list[dict[str, Any]]:
+    """Every executed stage that lies on some trial of the sweep, whichever command ran it."""
+    by_root: dict[str, dict[str, Trial]] = {}
+    for entry in entries:
+        by_root.setdefault(entry.trial.root_key, {})[entry.trial.key] = entry.trial
+    keys: dict[tuple[str, int], set[str]] = {}
+    rows = []
+    for commit in index.commits.values():
+        place = (commit.root_key, commit.stop)
+        if place not in keys:
+            trials = by_root.get(commit.root_key, {}).values()
+            keys[place] = {
+                state_key(commit.root_key, trial.placed, commit.stop) for trial in trials if trial.steps >= commit.stop
+            }
+        if commit.key in keys[place]:
+            rows.append(
+                {
+                    "sweep": spec.sweep,
+                    "stage": commit.key,
+                    "root": commit.root_key,
+                    "from_step": commit.start,
+                    "to_step": commit.stop,
+                    "executed_steps": commit.executed_steps,
+                    "train_seconds": commit.train_seconds,
+                    "evaluation_seconds": commit.evaluation_seconds,
+                    "checkpoint_seconds": commit.checkpoint_seconds,
+                    "startup_seconds": commit.startup_seconds,
+                    "device": commit.device,
+                    "job": commit.job,
+                    "started_at": commit.started_at,
+                    "status": commit.status,
+                }
+            )
+    return rows
+
+
+def describe_spec(spec: Spec, claims: Sequence[Mapping[str, Any]], numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """What `sweep.json` says of a sweep, for readers of its tables."""
+    study = spec.study
+    return {
+        "sweep": spec.sweep,
+        "study": study.name,
+        "paper": study.paper,
+        "scale": spec.scale,
+        "preset": spec.preset,
+        "command": spec.command,
+        "axes": dict(spec.axes),
+        "study_overrides": dict(spec.fixed),
+        "conditions": list(study.conditions),
+        "select": study.select._asdict(),
+        "report": study.report._asdict(),
+        "claims": list(claims),
+        "tuning_seeds": list(spec.tuning_seeds),
+        "fresh_seeds": list(spec.fresh_seeds),
+        "sampler": spec.search.sampler,
+        "plan": dict(numbers),
+        "versions": {name: version(name) for name in PACKAGES},
+        "git_commit": git_commit(),
+    }
+
+
+def write_spec(spec: Spec, content: Mapping[str, Any]) -> None:
+    """Write `sweep.json` before anything is trained, so that claims are declared before their evidence."""
+    spec.folder.mkdir(parents=True, exist_ok=True)
+    written = spec.folder / ".sweep.json.writing"
+    written.write_text(json.dumps(content, indent=1, default=list))
+    os.replace(written, spec.folder / "sweep.json")
+
+
+@cache
+def git_commit() -> str:
+    """The clone's commit, with "+" when files differ from it; "unknown" outside a clone."""
+    here = Path(__file__).parent
+    words = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12", "--match="]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,170 @@
+"""The executor on Ray: a Tune Searcher that hands out the driver's jobs to reused actors.
+
+What a study logs goes to the store; Tune's results carry committed names and one progress number.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from sweeps.engine.driver import Driver
+from sweeps.engine.local import Stuck
+from sweeps.engine.worker import Job, Place, Told, run_job
+from trainables.ray_train import InProcessRun, in_this_process
+from trainables.study import Stopped
+
+WATCHDOG_SECONDS = 60.0
+METRIC = "commits"
+
+
+@dataclass
+class Slots:
+    """What the sweep asks of Ray: so many jobs at a time, each with so many CPUs and GPUs."""
+
+    count: int
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+class JobSearcher(Searcher):
+    """Hands jobs to Tune and tells the driver what became of them."""
+
+    def __init__(self, driver: Driver, slots: Slots, place: Place):
+        super().__init__(metric=METRIC, mode="max")
+        self.driver, self.slots, self.place = driver, slots, place
+        self.jobs: dict[str, Job] = {}
+        self.quiet_since: float | None = None
+        self.fault: BaseException | None = None
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.fault is not None or self.place.stop_asked():
+            return Searcher.FINISHED
+        with self._guarded():
+            job = self.driver.next_job()
+            if job is None:
+                return self._nothing()
+            self.quiet_since = None
+            self.jobs[trial_id] = job
+            return {"job": job}
+        return Searcher.FINISHED
+
+    def _nothing(self) -> str | None:
+        if self.driver.finished:
+            return Searcher.FINISHED
+        if self.driver.queue.running:
+            self.quiet_since = None
+            return None
+        self.quiet_since = self.quiet_since or time.monotonic()
+        if time.monotonic() - self.quiet_since > WATCHDOG_SECONDS or self.driver.stuck:
+            raise Stuck(self.driver.waits_for())
+        return None
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        with self._guarded():
+            self._hear(result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        with self._guarded():
+            job = self.jobs.pop(trial_id)
+            self._hear(result or {})
+            self.driver.ended(job.name, "the job's process died or raised; see the log above" if error else None)
+
+    def _hear(self, result: dict[str, Any]) -> None:
+        told = json.loads(result.get("told", "{}"))
+        self.driver.heard(Told(tuple(told.get("committed", ())), tuple(told.get("damaged", ()))))
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Any:
+        """Tune would die of an exception in a searcher and leave its actors; end the search instead, then raise."""
+        try:
+            yield
+        except Exception as error:
+            self.fault = self.fault or error
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the store is the only truth."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the same command again continues."""
+
+
+def _trainable(place: Place) -> Callable[[dict[str, Any]], None]:
+    def job(config: dict[str, Any]) -> None:
+        count = [0]
+
+        def tell(told: Told) -> None:
+            count[0] += len(told.committed)
+            words = json.dumps({"committed": told.committed, "damaged": told.damaged})
+            tune.report({METRIC: count[0], "told": words})
+
+        run = InProcessRun(stop=place.stop_asked)
+        with contextlib.suppress(Stopped):
+            in_this_process(lambda: run_job(config["job"], place, run, tell))
+
+    return job
+
+
+def run_on_ray(driver: Driver, place: Place, slots: Slots, *, address: str | None) -> None:
+    """Run until the driver has finished, on a running Ray (`address`) or on one of this process' own.
+
+    Raises trainables.study.Stopped when it is asked to stop, and whatever the driver raised.
+    """
+    _join(address, slots)
+    searcher = JobSearcher(driver, slots, place)
+    scratch = Path(place.results).resolve() / "ray" / uuid.uuid4().hex[:8]
+    tuner = tune.Tuner(
+        tune.with_resources(_trainable(place), {"CPU": slots.cpus, "GPU": slots.gpus}),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=-1,
+            max_concurrent_trials=slots.count,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config["job"].name,
+            trial_dirname_creator=lambda trial: trial.config["job"].name,
+        ),
+        run_config=tune.RunConfig(name="jobs", storage_path=str(scratch), verbose=0),
+    )
+    quiet = logging.getLogger("ray.tune")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)  # it looks for the log files that it was told not to write
+    try:
+        tuner.fit()
+    finally:
+        quiet.setLevel(level)
+        shutil.rmtree(scratch, ignore_errors=True)
+    if searcher.fault is not None:
+        raise searcher.fault
+    if not driver.finished:
+        raise Stopped("stopped before the sweep had finished")
+
+
+def _join(address: str | None, slots: Slots) -> None:
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # results live in the store
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C asks the jobs to end after a commit
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # our display stands in for Tune's
+    if ray.is_initialized():
+        return
+    if address is not None:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        return
+    ray.init(
+        num_cpus=max(1, round(slots.count * slots.cpus)),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )

@@ -1,0 +1,289 @@
+"""A command line as a Spec: Hydra composes scale, space and fields; everything unknown or impossible is refused here.
+
+The words are the same for every sweep; `help_text` lists them.
+"""
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from search_spaces import Space, SpaceError, load, parse, resolve
+from search_spaces.fields import close_matches, field_comments, field_types, fit
+from search_spaces.files import ResolvedSpace, SpaceFile
+from sweeps.engine.spec import Search, Spec, seeds
+from trainables.study import StagedStudy
+
+CONF = Path(__file__).parent.parent / "conf"
+
+
+@dataclass
+class Resources:
+    """What one job gets: GPUs for each of its workers; steps between the checkpoints of a long stage."""
+
+    gpus: float = 0
+    workers: int = 1
+    checkpoint_every: int | None = None
+
+
+@dataclass
+class Words:
+    """What a command may say, with its defaults; `space` and `study` are the study's own."""
+
+    scale: str = "laptop"
+    preset: str = "default"
+    proposals: int | None = None
+    seeds: int | None = None
+    tuning_seeds: int | None = None
+    sampler: str | None = None
+    bracket: int | None = None
+    eta: int = 2
+    objective: str | None = None
+    sampler_seed: int = 0
+    executor: str = "ray"
+    cluster: str = "auto"
+    slots: int | None = None
+    results: str = "results"
+    tracking: str | None = None
+    plan_only: bool = False
+    resources: Resources = field(default_factory=Resources)
+    space: dict[str, Any] = field(default_factory=dict)
+    study: dict[str, Any] = field(default_factory=dict)
+
+
+ABOUT = {
+    "scale": "tiny (seconds), laptop (minutes on 2 cores), gpu (one GPU per job), paper (several)",
+    "preset": "a ready-made experiment, listed below",
+    "proposals": "how many values of the searched axes, in each tuning cell; default: the whole grid",
+    "seeds": "fresh seeds that decide (tuning seeds where a preset has no fresh ones)",
+    "tuning_seeds": "seeds that choose configs",
+    "sampler": "grid, random, qmc, tpe, gp or cmaes",
+    "bracket": "halve: brackets of so many proposals, the best of which go on to the next budget",
+    "eta": "halving keeps one in eta at each budget",
+    "objective": "the select metric that the search follows",
+    "sampler_seed": "seed of the sampler",
+    "executor": "ray, or local: this process, without Ray",
+    "cluster": "auto joins a running Ray or starts one here; local always starts one; or an address",
+    "slots": "jobs at a time; default: one per core, or per GPU that a job needs",
+    "results": "folder of the store, tables, journals, figures and MLflow's database",
+    "tracking": "an MLflow server's address; default: the database in the results folder; none: no mirror",
+    "plan_only": "print the plan and stop",
+}
+
+
+class Refused(ValueError):
+    """A command that cannot be honoured; nothing was started."""
+
+
+def compose_words(study: StagedStudy, arguments: Sequence[str]) -> tuple[Words, SpaceFile, ResolvedSpace]:
+    """The words of a command line, with the study's axes and fields in place. Raises Refused."""
+    file = load(study.name)
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(arguments))
+    except HydraException as error:
+        raise Refused(f"cannot read the command: {str(error).splitlines()[0]}; say WORD=VALUE") from error
+    said = {override.key_or_group: override for override in overrides}
+    scales = sorted(path.stem for path in (CONF / "scale").glob("*.yaml"))
+    scale = str(said["scale"].value()) if "scale" in said else "laptop"
+    preset = str(said["preset"].value()) if "preset" in said else "default"
+    if scale not in scales:
+        raise Refused(f"no scale {scale!r}{close_matches(scale, scales)}")
+    try:
+        base = resolve(file, scale, preset)
+        base = resolve(file, scale, preset, space_overrides=_space_overrides(overrides, base.axes))
+    except SpaceError as error:
+        raise Refused(str(error)) from error
+    defaults = {item.name: _plain(item.default) for item in fields(study.config)}
+    node = OmegaConf.structured(Words(study={**defaults, **base.study}))
+    ConfigStore.instance().store(name="words", node=node)
+    others = [str(o.input_line) for o in overrides if not o.key_or_group.startswith("space.")]
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            words = OmegaConf.to_object(compose(config_name="config", overrides=others))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise Refused(_plainly(error, study, [str(o.key_or_group) for o in overrides])) from error
+    assert isinstance(words, Words)
+    words.space = base.axes
+    return words, file, base
+
+
+def _space_overrides(overrides: Sequence[Override], axes: Mapping[str, Any]) -> dict[str, Any]:
+    """`space.AXIS=...` and `space.AXIS.KEY=...` as one mapping; a new axis needs a plus."""
+    changed: dict[str, Any] = {}
+    for override in overrides:
+        section, *path = override.key_or_group.split(".")
+        if section != "space":
+            continue
+        if not path or len(path) > 2:
+            raise Refused(f"say space.AXIS=VALUE or space.AXIS.KEY=VALUE, got {override.input_line}")
+        if override.is_delete():
+            raise Refused(f"an axis cannot be deleted; pin it with space.{path[0]}=VALUE, got {override.input_line}")
+        if path[0] not in axes and not override.is_add():
+            meant = close_matches(path[0], list(axes))
+            raise Refused(f"{path[0]!r} is no axis of this space; add a new axis with +space.{path[0]}=...{meant}")
+        value = override.value()
+        if len(path) == 1:
+            changed[path[0]] = value
+        else:
+            part = changed.setdefault(path[0], {})
+            if not isinstance(part, dict):
+                raise Refused(f"space.{path[0]} is given as a whole and in part; say one of them")
+            part[path[1]] = value
+    return changed
+
+
+def make_spec(study: StagedStudy, arguments: Sequence[str], name: str) -> tuple[Spec, Words]:
+    """A command line as a Spec. Raises Refused with the rule, the value and the way out."""
+    words, file, base = compose_words(study, arguments)
+    types = field_types(study.config)
+    try:
+        axes = dict(words.space)
+        fixed = _fixed(study, words, base, arguments)
+        space = parse(axes, fields=types, conditions=study.conditions, cells=base.cells)
+        budgets = _budgets(study, space)
+        tuning, fresh = _seeds(words, base)
+        found = base.search
+        search = Search(
+            sampler=words.sampler or found.get("sampler", "grid"),
+            proposals=words.proposals if words.proposals is not None else found.get("proposals"),
+            bracket=words.bracket if words.bracket is not None else found.get("bracket"),
+            eta=words.eta if words.eta != 2 else found.get("eta", 2),
+            seed=words.sampler_seed,
+        )
+    except SpaceError as error:
+        raise Refused(str(error)) from error
+    _check(study, words, search, budgets)
+    command = f"python sweeps/{name}.py " + shlex.join(arguments)
+    return (
+        Spec(
+            name=name,
+            study=study,
+            scale=words.scale,
+            preset=words.preset,
+            command=command.strip(),
+            axes=axes,
+            space=space,
+            fixed=fixed,
+            budgets=budgets,
+            tuning_seeds=tuning,
+            fresh_seeds=fresh,
+            search=search,
+            compare=tuple(found.get("compare", ())),
+            results=Path(words.results),
+        ),
+        words,
+    )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _fixed(study: StagedStudy, words: Words, base: ResolvedSpace, arguments: Sequence[str]) -> dict[str, Any]:
+    """Config fields that the scale, the preset or the command line sets, as the config's types hold them."""
+    parsed = OverridesParser.create().parse_overrides(list(arguments))
+    said = {str(item.key_or_group).split(".")[1] for item in parsed if str(item.key_or_group).startswith("study.")}
+    for name in said & set(words.space):
+        raise Refused(f"study.{name} is an axis of this space; pin it with space.{name}={words.study[name]}")
+    types = field_types(study.config)
+    wanted = (set(base.study) | said) - set(words.space)
+    return {name: fit(words.study[name], types[name], f"study.{name}") for name in types if name in wanted}
+
+
+def _budgets(study: StagedStudy, space: Space) -> tuple[int, ...]:
+    if study.budget in space.enumerated:
+        budgets = space.enumerated[study.budget]
+    elif study.budget in space.pinned:
+        budgets = (space.pinned[study.budget],)
+    else:
+        raise Refused(f"the space needs {study.budget}; say space.{study.budget}=[400,800]")
+    if list(budgets) != sorted(set(budgets)):
+        raise Refused(f"budgets must increase, got space.{study.budget}={list(budgets)}; sort them and drop repeats")
+    return tuple(budgets)
+
+
+def _seeds(words: Words, base: ResolvedSpace) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    tuning, fresh = base.seeds.tuning, base.seeds.fresh
+    if words.tuning_seeds is not None:
+        tuning = words.tuning_seeds
+    if words.seeds is not None:
+        tuning, fresh = (tuning, words.seeds) if fresh else (words.seeds, fresh)
+    if tuning < 1 or fresh < 0:
+        raise Refused(f"a sweep needs at least one tuning seed, got tuning_seeds={tuning}, fresh seeds {fresh}")
+    return seeds(tuning, fresh)
+
+
+def _check(study: StagedStudy, words: Words, search: Search, budgets: Sequence[int]) -> None:
+    if words.objective is not None and words.objective != study.select.name:
+        kind = "is measured on report data, which must not guide a search" if words.objective.startswith("report/") else (
+            "is no metric that a search may follow"
+        )
+        raise Refused(f"objective={words.objective} {kind}; the objective of {study.name} is {study.select.name}")
+    if words.executor not in ("ray", "local"):
+        raise Refused(f"no executor {words.executor!r}; there are ray and local")
+    if search.bracket is not None and len(budgets) < 2:
+        raise Refused(f"bracket={search.bracket} needs at least two budgets, got {list(budgets)}; add one or drop bracket")
+    if words.slots is not None and words.slots < 1:
+        raise Refused(f"slots must be at least 1, got {words.slots}")
+
+
+def _plainly(error: Exception, study: StagedStudy, keys: Sequence[str]) -> str:
+    """Hydra's complaint in our words, with what there is."""
+    text = f"{error}\n{error.__cause__ or ''}"
+    for key in keys:
+        section, _, name = key.partition(".")
+        if section == "study" and name not in study.field_names:
+            return f"{study.name} has no field {name!r}{close_matches(name, study.field_names)}"
+        if section not in [item.name for item in fields(Words)]:
+            return f"no word {key!r}{close_matches(key, [item.name for item in fields(Words)])}"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "full_key" not in line]
+    return "; ".join(dict.fromkeys(line for line in lines if "object_type" not in line))
+
+
+def help_text(study: StagedStudy, name: str, question: str) -> str:
+    """Words, defaults, axes with ranges, and presets."""
+    words, file, base = compose_words(study, [])
+    space = parse(words.space, fields=field_types(study.config), conditions=study.conditions, cells=base.cells)
+    defaults = Words()
+    lines = [question.strip(), "", f"python sweeps/{name}.py [WORD=VALUE ...]", "", "Words"]
+    lines += [f"  {word:<14} {getattr(defaults, word)!s:<9} {about}" for word, about in ABOUT.items()]
+    lines += [
+        "  space.AXIS                pin (=3e-3), enumerate (=[1e-3,3e-3]) or change an axis (.high=0.03, .points=5)",
+        "  +space.AXIS               a new axis: a value, a list, or {low:..., high:..., log:true, points:4}",
+        "  study.FIELD               any other field of the config",
+        "",
+        "Axes at scale=laptop",
+    ]
+    for row in space.describe(field_comments(study.config)):
+        lines.append(f"  {row.axis:<16} {row.kind:<11} {row.range:<44} {row.comment}".rstrip())
+    lines += ["", "Fields (study.FIELD=...)"]
+    for item in fields(study.config):
+        if item.name not in words.space and item.name != "seed":
+            about = field_comments(study.config).get(item.name, "")
+            lines.append(f"  {item.name:<20} {words.study[item.name]!s:<10} {about}".rstrip())
+    lines += ["", "Presets"]
+    for preset, layer in file.presets.items():
+        at = f" [scale={' or '.join(layer.at)}]" if layer.at else ""
+        lines.append(f"  {preset:<26} {layer.about}{at}")
+    lines += ["", "Scales"]
+    lines += [f"  {scale:<8} {layer.about}" for scale, layer in file.scales.items()]
+    return "\n".join(lines)
+
+
+def default_slots(words: Words, gpus: float) -> int:
+    """Jobs at a time in this process' machine: one per core, or as many as there are GPUs for."""
+    if words.slots is not None:
+        return words.slots
+    if words.resources.gpus:
+        return max(1, int(gpus // (words.resources.gpus * words.resources.workers)))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

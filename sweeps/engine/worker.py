@@ -1,0 +1,107 @@
+"""What a job does where it runs: walk its items, commit every finished stage, tell what was committed."""
+
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from sweeps.engine.plan import Item
+from sweeps.engine.store import Commit, DamagedStore, Store
+from trainables.common.process import reset_process
+from trainables.study import Cost, Run, Stage, walk
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one Ray Tune trial runs: items, each with the kept state it starts from (None: step 0)."""
+
+    name: str
+    items: tuple[tuple[Item, Commit | None], ...]
+
+    @property
+    def steps(self) -> int:
+        return sum(item.steps for item, _ in self.items)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a job must know of where it runs: the results folder, the file whose appearance asks it to stop, and folders
+    that hold a user's own modules."""
+
+    results: str
+    stop_file: str
+    paths: tuple[str, ...] = ()
+    threads: int = 1
+
+    def stop_asked(self) -> bool:
+        return Path(self.stop_file).exists()
+
+
+@dataclass(frozen=True)
+class Told:
+    """A word from a job to the driver: a stage was committed, or a kept state turned out damaged."""
+
+    committed: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
+
+
+def run_job(job: Job, place: Place, run: Run, tell: Callable[[Told], None]) -> None:
+    """Run a job from a recorded process state. Raises trainables.study.Stopped when the run is asked to stop.
+
+    What a study raises becomes a committed stage with status "failed" and its traceback; the other items go on.
+    """
+    sys.path.extend(path for path in place.paths if path not in sys.path)
+    store = Store(place.results)
+    for item, start in job.items:
+        reset_process(threads=place.threads)
+        began, started_at = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+        startup = [0.0]
+
+        def commit(stage: Stage, item: Item = item, began: float = began, at: str = started_at) -> None:
+            spent = stage.cost.train_seconds + stage.cost.evaluation_seconds + stage.cost.checkpoint_seconds
+            waited = max(0.0, time.perf_counter() - began - spent) if startup else 0.0
+            startup.clear()
+            if run.rank == 0:
+                written = store.commit(
+                    *(item.study.name, item.root_key, stage),
+                    job=job.name,
+                    device=device_name(run.device),
+                    started_at=at,
+                    startup=waited,
+                )
+                tell(Told(committed=(written.name,)))
+
+        try:
+            tensors = None if start is None else store.load_state(start)
+        except DamagedStore:
+            if run.rank == 0:
+                tell(Told(damaged=(start.name,) if start else ()))
+            continue
+        try:
+            _walk(item, run, commit, tensors)
+        except OSError as error:  # the disk, not the study: stop here, nothing committed is lost
+            raise OSError(f"cannot write to {Path(place.results).resolve()}: {error}") from error
+
+
+def _walk(item: Item, run: Run, commit: Callable[[Stage], None], tensors: dict[str, torch.Tensor] | None) -> None:
+    """Walk an item; a study that cannot even start its root fails the item's first stage."""
+    try:
+        state = item.study.start(item.root, run)
+    except Exception:
+        commit(Stage(item.branch, [], None, Cost(), 0, "failed", traceback.format_exc()))
+        return
+    walk(item.study, item.root, [item.branch], run, commit=commit, tensors=tensors, state=state)
+
+
+def device_name(device: torch.device) -> str:
+    """What the ledger calls a device: "cpu", or the GPU's own name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def longest_first(items: Sequence[Item]) -> list[Item]:
+    return sorted(items, key=lambda item: (-item.steps, item.branch.key))

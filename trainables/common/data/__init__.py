@@ -1,0 +1,1 @@
+"""Text and token corpora, their splits, and batches drawn from them."""

