@@ -97,8 +97,8 @@ def trial_frame(records: Records) -> pd.DataFrame:
     frame["status"] = frame["status"].where((frame["status"] != "complete") | np.isfinite(frame["select"]), "diverged")
     frame["_status"] = frame["status"].map({s: i for i, s in enumerate(STATUSES)})
     frame["_tune"] = frame["phase"] == "tune"
-    frame["phase"] = frame.groupby("key", sort=False)["_tune"].transform("any").map({True: "tune", False: "confirm"})
-    frame = frame.sort_values("_status", kind="stable").drop_duplicates("key").sort_index()
+    frame["phase"] = frame.groupby("trial", sort=False)["_tune"].transform("any").map({True: "tune", False: "confirm"})
+    frame = frame.sort_values("_status", kind="stable").drop_duplicates("trial").sort_index()
     tuned = set(frame.loc[frame["phase"] == "tune", "seed"])
     frame["fresh"] = (frame["phase"] == "confirm") & ~frame["seed"].isin(tuned)
     return frame.drop(columns=["_status", "_tune"])
@@ -164,7 +164,7 @@ class AxisCurve:
     losses: tuple[float, ...]  # select loss at each value, the other fields chosen; inf if nothing completed
     near: tuple[bool, ...]  # within 3e-3 nats or two seed sigmas of the best
     best: float
-    sigma: float | None  # standard deviation over seeds of the best, nats
+    sigma: float | None  # seed sigma, nats: see _seed_sigma
     roots: int
 
 
@@ -175,24 +175,37 @@ def axis_curves(records: Records, axis: str, by: str | Sequence[str] = "method")
     frame = trial_frame(records)
     curves = []
     for key, rows in frame[frame["phase"] == "tune"].groupby([*names, "budget_steps"], sort=True, dropna=False):
+        seeds = sorted(rows["seed"].unique())
         best: dict[float, tuple[float, np.ndarray]] = {}
         for value, same in rows.groupby(column, sort=True):
             matrix = seed_matrix(same, "select")
             means, _ = mean_over_seeds(matrix)
             top = means.idxmin()
-            best[float(value)] = (float(means[top]), matrix.loc[top].to_numpy(dtype=float))
+            best[float(value)] = (float(means[top]), matrix.reindex(columns=seeds).loc[top].to_numpy(dtype=float))
         if len(best) < 2 or not np.isfinite([loss for loss, _ in best.values()]).any():
             continue
         losses = np.array([loss for loss, _ in best.values()])
         at = int(np.argmin(losses))
-        spread = list(best.values())[at][1]
-        spread = spread[np.isfinite(spread)]
-        sigma = float(spread.std(ddof=1)) if len(spread) > 1 else None
+        matrix = np.array([row for _, row in best.values()])
+        sigma = _seed_sigma(matrix)
+        roots = int(np.isfinite(matrix[at]).sum())
         near = tuple(bool(b) for b in near_best(losses, sigma))
         values = tuple(best)
-        curve = AxisCurve(axis, tuple(key[:-1]), int(key[-1]), values, tuple(losses), near, values[at], sigma, len(spread))
+        curve = AxisCurve(axis, tuple(key[:-1]), int(key[-1]), values, tuple(losses), near, values[at], sigma, roots)
         curves.append(curve)
     return curves
+
+
+def _seed_sigma(losses: np.ndarray) -> float | None:
+    """Standard deviation that seeds cause in a comparison: of `losses` [config, seed] without config and seed means.
+
+    What a seed does to all configs alike cancels in their comparison, so it is taken out.
+    """
+    whole = losses[np.isfinite(losses).all(axis=1)]
+    if min(whole.shape) < 2:
+        return None
+    rest = whole - whole.mean(axis=0) - whole.mean(axis=1, keepdims=True) + whole.mean()
+    return float(np.sqrt((rest**2).sum() / ((whole.shape[0] - 1) * (whole.shape[1] - 1))))
 
 
 def _choose_one(

@@ -128,7 +128,7 @@ def trunk(records: Records, loss: str = "select/loss", **conditions: Any) -> Tru
     frame["_rest"] = [_without(config, "budget_steps") for config in _configs(found, frame.index)]
     largest = frame[frame["budget_steps"] == frame["budget_steps"].max()]
     best = largest.loc[largest[found.metric("select")[0]].idxmin()]
-    family = frame[frame["_rest"] == best["_rest"]].drop_duplicates("key").sort_values("budget_steps")
+    family = frame[frame["_rest"] == best["_rest"]].drop_duplicates("trial").sort_values("budget_steps")
     rows = found.to_pandas("measurements")
     branches, stems = [], []
     for row in family.itertuples():

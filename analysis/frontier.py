@@ -36,6 +36,7 @@ class FrontierPoint:
     interval: Interval | None  # over roots; None below three
     roots: int
     fresh: bool  # False: no fresh seeds, the value is of the seeds that chose
+    bits_per_byte: float | None  # mean over the same trials, where text is involved
     select: float  # mean select loss on tuning seeds
     difference: float | None  # loss minus the reference's at this budget, paired by seed
     difference_interval: Interval | None
@@ -90,7 +91,7 @@ class Frontier:
     def table(self, format: str = "text", notes: bool = True) -> str:
         """The frontier as "text", "markdown" or "latex", followed by tuning effort and notes."""
         reference = " ".join(map(str, self.reference or ("reference",)))
-        header = ["budget", *self.by, "config", self.x, self.report, "roots", f"vs {reference}", "over documents"]
+        header = ["budget", *self.by, "config", self.x, self.report, "bits/byte", "roots", f"vs {reference}", "over documents"]
         header += [f"{reference} cost x", "tried", "edge"]
         body = tables.render(header, [self._cells(point) for point in self.points], format)
         if not notes:
@@ -118,6 +119,7 @@ class Frontier:
             **ends("loss", point.interval),
             "roots": point.roots,
             "fresh": point.fresh,
+            "bits_per_byte": point.bits_per_byte,
             "select": point.select,
             "difference": point.difference,
             **ends("difference", point.difference_interval),
@@ -148,6 +150,7 @@ class Frontier:
             point.config,
             "" if point.cost is None else f"{point.cost:.4g}",
             f"{point.loss:.4f}" + _reach(point.loss, point.interval),
+            "" if point.bits_per_byte is None else f"{point.bits_per_byte:.4f}",
             roots,
             signed(point.difference, point.difference_interval),
             "" if point.documents_interval is None else str(point.documents_interval),
@@ -209,7 +212,7 @@ def frontier(
         interval = t_interval(sign * values) if len(complete) == len(values) else None
         point = FrontierPoint(
             choice.group, choice.budget, cost, choice.label, sign * loss, interval, len(complete), fresh,
-            sign * choice.select, *pair, multiplier, bound, choice, (*choice.notes, *remarks),
+            _mean(trials.loc[np.isfinite(trials["report"]), "report/bits_per_byte"]), sign * choice.select, *pair, multiplier, bound, choice, (*choice.notes, *remarks),
         )  # fmt: skip
         points.append(point)
         title = f"{' '.join(map(str, choice.group))} at {choice.budget} steps"

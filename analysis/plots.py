@@ -97,7 +97,8 @@ def plot_frontier(*frontiers: Frontier) -> Figure:
             name, colour, marker, dashes = style(group, at)
             x, y = [p.cost for p in points], [p.loss for p in points]
             label = f"{name} ({_counts([p.roots for p in points])} {_seeds(points)})"
-            axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.4, label=label, zorder=3)
+            axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.4, zorder=3)
+            axes.plot([], [], color=colour, linestyle=dashes, marker=marker, label=label)
             for point in points:
                 face = colour if point.fresh else "white"
                 axes.plot(point.cost, point.loss, marker=marker, color=colour, markerfacecolor=face, markersize=6, zorder=4)
@@ -163,7 +164,7 @@ def plot_trunk(trunk: Trunk, loss: str = "select/loss") -> Figure:
     ends = np.concatenate([b.curve[loss].dropna().to_numpy() for b in trunk.branches])
     after_warmup = known[known["phase_of_schedule"] != "warmup"][loss]
     high = after_warmup.quantile(0.97) if len(after_warmup) else known[loss].max()
-    top.set_ylim(ends.min() - 0.08 * (high - ends.min()), high + 0.25 * (high - ends.min()))
+    top.set_ylim(ends.min() - 0.14 * (high - ends.min()), high + 0.25 * (high - ends.min()))
     for branch in shown.values():
         last = branch.curve.dropna(subset=[loss]).iloc[-1]
         top.annotate(f"{branch.budget:,}", (last["tokens"], last[loss]), (0, -11), textcoords="offset points", ha="center", fontsize=7)
@@ -198,7 +199,7 @@ def plot_axis_curves(curves: Sequence[AxisCurve]) -> Figure:
             label = f"{name} ({_counts([c.roots for c in same])} tuning seeds)"
             best = [c.best for c in same]
             axes.plot(x, best, color=colour, marker=marker, linestyle=dashes, markersize=6, label=label, zorder=4)
-        _log_x(axes, sorted({c.budget for c in mine}))
+        _log_x(axes, sorted({c.budget for c in mine}), room=1.07 ** (len(groups) / 2))
         axes.set_yscale("log")
         values = sorted({v for c in mine for v in c.values})
         axes.yaxis.set_major_locator(FixedLocator(_thinned(values)))
@@ -240,7 +241,7 @@ def plot_hill_and_river(split: pd.DataFrame) -> Figure:
     left.set_ylabel(LABELS["report/loss"])
     left.legend(loc="upper right")
     right.plot(x, split["hill"], color="#b5179e", marker="s", linestyle="--")
-    right.set_ylabel("hill: loss the decay removes (nats per token)")
+    right.set_ylabel("hill (nats per token)")
     right.set_ylim(bottom=min(0, float(split["hill"].min())), top=float(split["hill"].max()) * 1.15)
     for axes in (left, right):
         _log_x(axes, x.tolist())
@@ -286,16 +287,16 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
 
 
-def _log_x(axes: Axes, values: Sequence[float]) -> None:
+def _log_x(axes: Axes, values: Sequence[float], room: float = 1.0) -> None:
     axes.set_xscale("log")
-    ticks = _thinned(sorted(set(values)))
+    ticks = _thinned(sorted(set(values)), share=0.17)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(_human))
     if ticks:
         low, high = min(values), max(values)
         reach = (high / low) ** 0.06 if high > low else 1.5
-        axes.set_xlim(low / reach, high * reach)
+        axes.set_xlim(low / reach / room, high * reach * room)
 
 
 def _thinned(values: Sequence[float], share: float = 0.13) -> list[float]:
@@ -311,10 +312,12 @@ def _thinned(values: Sequence[float], share: float = 0.13) -> list[float]:
 
 
 def _human(value: float, _: Any = None) -> str:
+    if abs(value) >= 1e10:
+        return f"{value:.1e}".replace("e+", "e")
     for size, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if size <= abs(value) < 1e12:
+        if abs(value) >= size:
             return f"{value / size:.3g}{suffix}"
-    return f"{value:.2g}" if abs(value) >= 1e12 else f"{value:g}"
+    return f"{value:g}"
 
 
 def _label(name: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.choice import Edge
+from analysis.choice import Choice, Edge, mean_over_seeds, seed_matrix
 from analysis.claims import Claim, Evidence, Observation, Statistic
 from analysis.curves import split_at_decay
 from analysis.stats import loss_at_cost
@@ -23,7 +23,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "E1", "The loss falls more than twice as far during the decay as over the equally long stretch before it.",
         _PAPER + " (loss stays elevated while stable and drops sharply in the decay; the factor two is ours)",
-        "decay_drop_excess", "greater", 0.0, "any", arguments={"factor": 2.0}, command=_MAIN,
+        "decay_drop_excess", "greater", 0.0, "any",
+        {"method": "wsd", "decay_fraction": 0.1}, {"factor": 2.0}, _MAIN,
     ),
     Claim(
         "E2a", "WSD-S reaches a lower loss than cyclic cosine at every budget after the first.",
@@ -90,14 +91,14 @@ def method_difference(evidence: Evidence, method: str, reference: str, later: bo
     budgets = sorted(b for m, b in evidence.choices if m == method and (reference, b) in evidence.choices)
     budgets = budgets[1:] if later else budgets
     if not budgets:
-        wanted = "two budgets" if later else "a budget"
-        return Observation(pd.DataFrame(), missing=f"{method} and {reference} share no {wanted} with completed trials")
+        wanted = "two budgets" if later else "one budget"
+        return Observation(pd.DataFrame(), missing=f"{wanted} at which both {method} and {reference} have completed trials")
     parts = {}
     for budget in budgets:
         mine, theirs = (evidence.final(evidence.choices[m, budget]) for m in (method, reference))
         parts[f"budget {budget}"] = mine - theirs
-    edges = _edges(evidence.choices[m, b].edges for m in (method, reference) for b in budgets)
-    return Observation(pd.DataFrame(parts).dropna(), edges, _no_common(parts, evidence))
+    used = [evidence.choices[m, b] for m in (method, reference) for b in budgets]
+    return Observation(pd.DataFrame(parts).dropna(), _edges(used), _no_common(parts, evidence), _lost(used, evidence))
 
 
 def method_difference_at_equal_family_cost(evidence: Evidence, method: str, reference: str) -> Observation:
@@ -117,21 +118,23 @@ def method_difference_at_equal_family_cost(evidence: Evidence, method: str, refe
         at = float(cost[evidence.choices[method, budget].config_id])
         there = {seed: loss_at_cost(at, ladder, row.tolist()) for seed, row in table.iterrows()}
         parts[f"budget {budget}"] = losses[method, budget] - pd.Series(there, dtype=float)
-    used = [evidence.choices[name, b].edges for name in budgets for b in budgets[name]]
-    return Observation(pd.DataFrame(parts).dropna(), _edges(used), _no_common(parts, evidence))
+    used = [evidence.choices[name, b] for name in budgets for b in budgets[name]]
+    return Observation(pd.DataFrame(parts).dropna(), _edges(used), _no_common(parts, evidence), _lost(used, evidence))
 
 
 def decay_drop_excess(evidence: Evidence, factor: float) -> Observation:
     """Drop of the loss during the decay minus `factor` times the drop over as many steps before it; nats per token.
 
-    WSD trials at the largest budget, chosen config (or all at its fraction and shape that ran). Report loss where both
-    stretches are measured with it, else select loss. Losses between measured steps are interpolated.
+    WSD trials at the largest budget, of the config with the lowest select loss there. Report loss where both stretches
+    are measured with it, else select loss. Losses between measured steps are interpolated.
     """
-    found = [c for (m, _), c in evidence.choices.items() if m == "wsd"]
-    if not found:
+    complete = evidence.frame[np.isfinite(evidence.frame["report"])]
+    largest = complete[complete["budget_steps"] == complete["budget_steps"].max()]
+    tuning = largest[largest["phase"] == "tune"]
+    if tuning.empty:
         return Observation(pd.DataFrame(), missing="completed wsd trials")
-    choice = max(found, key=lambda c: c.budget)
-    rows = evidence.frame[(evidence.frame["config_id"] == choice.config_id) & np.isfinite(evidence.frame["report"])]
+    means, _ = mean_over_seeds(seed_matrix(tuning, "select"))
+    rows = largest[largest["config_id"] == means.idxmin()]
     curves = evidence.records.to_pandas("measurements").merge(rows[["sweep", "trial", "seed"]], on=["sweep", "trial"])
     values = {}
     for seed, curve in curves.sort_values("step").groupby("seed"):
@@ -139,7 +142,7 @@ def decay_drop_excess(evidence: Evidence, factor: float) -> Observation:
         if drops is not None:
             values[seed] = drops[0] - factor * drops[1]
     missing = "" if values else "curves that are measured before the fork of a decay and at it"
-    return Observation(pd.DataFrame({f"budget {choice.budget}": pd.Series(values, dtype=float)}), missing=missing)
+    return Observation(pd.DataFrame({f"budget {rows['budget_steps'].iloc[0]}": pd.Series(values, dtype=float)}), missing=missing)
 
 
 def fraction_difference(evidence: Evidence, fraction: float, reference: float) -> Observation:
@@ -155,7 +158,7 @@ def shape_difference(evidence: Evidence, shape: str, reference: str) -> Observat
 def shape_spread_excess(evidence: Evidence, fraction: float, shape: str) -> Observation:
     """Spread (max - min) of loss over shapes at `fraction` minus the spread over fractions at `shape`; nats per token."""
     parts, edges = {}, []
-    for budget, rows in evidence.frame.groupby("budget_steps"):
+    for budget, rows in evidence.frame[evidence.frame["status"].isin(_RAN)].groupby("budget_steps"):
         at_fraction = rows[np.isclose(rows["config.decay_fraction"].astype(float), fraction)]
         spreads = []
         for some, column in ((at_fraction, "config.decay_shape"), (_equal(rows, "config.decay_shape", shape), _FRACTION)):
@@ -176,17 +179,19 @@ def stable_slope(evidence: Evidence) -> Observation:
     before = _loss_before_decay(evidence)
     parts = {}
     for budget, rows in before.groupby("budget_steps"):
-        table = rows.pivot_table(index="seed", columns="config.peak_lr", values="before")
+        table = _seeds_with_all_peaks(rows, "before")
+        table = table.loc[:, np.isfinite(table).all()]
         if table.shape[1] >= 2:
-            logs = np.log(table.columns.to_numpy(dtype=float))
-            centred = logs - logs.mean()
-            parts[f"budget {budget}"] = table.dropna() @ (centred / (centred**2).sum())
+            parts[f"budget {budget}"] = _slopes(table)
     missing = "" if parts else "wsd trials with two peaks that are measured before their decay"
     return Observation(pd.DataFrame(parts).dropna(), missing=missing)
 
 
 def best_peak_shift(evidence: Evidence) -> Observation:
-    """Log of the best peak after the decay over the best peak before it, seed by seed and per budget."""
+    """Log of the best peak after the decay over the best peak before it, seed by seed and per budget.
+
+    The best peak before the decay may be the lowest tried: lower ones could only make the shift larger.
+    """
     before = _loss_before_decay(evidence)
     parts, edges = {}, []
     for budget, rows in before.groupby("budget_steps"):
@@ -194,7 +199,7 @@ def best_peak_shift(evidence: Evidence) -> Observation:
         decayed, found = _best_log_peak(rows, "report")
         if stable is not None and decayed is not None:
             parts[f"budget {budget}"] = decayed - stable
-            edges += [edge.words for edge in found if edge.side == "lowest"]  # a higher one would only raise the shift
+            edges += [edge.words for edge in found]
     missing = "" if parts else "wsd trials with three peaks that are measured before their decay"
     return Observation(pd.DataFrame(parts).dropna(), tuple(dict.fromkeys(edges)), missing)
 
@@ -202,8 +207,7 @@ def best_peak_shift(evidence: Evidence) -> Observation:
 def best_peak_exponent(evidence: Evidence) -> Observation:
     """Exponent b of best peak ~ budget ** b, seed by seed, by least squares over the budgets."""
     optima, edges = {}, []
-    complete = evidence.frame[np.isfinite(evidence.frame["report"])]
-    for budget, rows in complete.groupby("budget_steps"):
+    for budget, rows in evidence.frame[evidence.frame["status"].isin(_RAN)].groupby("budget_steps"):
         best, found = _best_log_peak(rows, "report")
         if best is not None:
             optima[budget] = best
@@ -211,10 +215,7 @@ def best_peak_exponent(evidence: Evidence) -> Observation:
     table = pd.DataFrame(optima).dropna()
     if table.shape[1] < 2:
         return Observation(pd.DataFrame(), missing="wsd trials with three peaks at two budgets")
-    logs = np.log(table.columns.to_numpy(dtype=float))
-    centred = logs - logs.mean()
-    slopes = table @ (centred / (centred**2).sum())
-    return Observation(pd.DataFrame({"exponent": slopes}), tuple(dict.fromkeys(edges)))
+    return Observation(pd.DataFrame({"exponent": _slopes(table)}), tuple(dict.fromkeys(edges)))
 
 
 STATISTICS: Mapping[str, Statistic] = {
@@ -226,20 +227,23 @@ STATISTICS: Mapping[str, Statistic] = {
 }  # fmt: skip
 
 _FRACTION = "config.decay_fraction"
+_RAN = ("complete", "diverged")
 
 
 def _field_difference(evidence: Evidence, column: str, value: object, reference: object) -> Observation:
-    parts, edges = {}, []
-    for budget, rows in evidence.frame.groupby("budget_steps"):
+    parts, edges, lost = {}, [], 0
+    for budget, rows in evidence.frame[evidence.frame["status"].isin(_RAN)].groupby("budget_steps"):
         both = [_equal(rows, column, v) for v in (value, reference)]
         if any(same.empty for same in both):
             continue
         (mine, found), (theirs, also) = map(_judged_by_others, both)
         parts[f"budget {budget}"] = mine - theirs
+        lost += int((mine - theirs).isna().sum())
         edges += [*found, *also]
     name = column.removeprefix("config.")
     missing = "" if parts else f"trials with {name}={value} and {name}={reference} at the same budget"
-    return Observation(pd.DataFrame(parts).dropna(), tuple(dict.fromkeys(edges)), missing)
+    remark = f"{lost} seeds left out: what the others chose diverged on them, or they lack one of the two" if lost else ""
+    return Observation(pd.DataFrame(parts).dropna(), tuple(dict.fromkeys(edges)), missing, remark)
 
 
 def _equal(rows: pd.DataFrame, column: str, value: object) -> pd.DataFrame:
@@ -260,15 +264,11 @@ def _judged_by_others(rows: pd.DataFrame) -> tuple[pd.Series, list[str]]:
         return pd.Series(dtype=float), []
     matrix = select[seeds].to_numpy(dtype=float)
     chosen = [int(np.delete(matrix, i, axis=1).mean(axis=1).argmin()) if len(seeds) > 1 else 0 for i in range(len(seeds))]
-    losses = pd.Series({s: float(report[s].iloc[at]) for s, at in zip(seeds, chosen, strict=True)})
+    losses = pd.Series({s: float(report[s].iloc[at]) for s, at in zip(seeds, chosen, strict=True)}, dtype=float)
     overall = select.index[int(matrix.mean(axis=1).argmin())]
     peaks = sorted(rows["config.peak_lr"].dropna().unique())
     best = float(rows.loc[rows["config_id"] == overall, "config.peak_lr"].iloc[0])
-    return losses.where(np.isfinite(losses)), _edge_words(best, peaks)
-
-
-def _edge_words(best: float, peaks: Sequence[float]) -> list[str]:
-    return [edge.words for edge in _peak_edges([best], peaks)]
+    return losses.where(np.isfinite(losses)), [edge.words for edge in _peak_edges([best], peaks)]
 
 
 def _peak_edges(best: Sequence[float], peaks: Sequence[float]) -> list[Edge]:
@@ -289,9 +289,8 @@ def _best_log_peak(rows: pd.DataFrame, value: str) -> tuple[pd.Series | None, li
     rows = rows[common == common.max()] if common is not None else rows
     if rest:
         rows = rows[(rows[rest] == rows[rest].iloc[0]).all(axis=1)]
-    table = rows.pivot_table(index="seed", columns="config.peak_lr", values=value).dropna()
-    table = table[np.isfinite(table).all(axis=1)]
-    if table.shape[1] < 3 or table.empty:
+    table = _seeds_with_all_peaks(rows, value)
+    if np.isfinite(table).all().sum() < 3 or table.empty:
         return None, []
     peaks = table.columns.to_numpy(dtype=float)
     logs, losses = np.log(peaks), table.to_numpy(dtype=float)
@@ -299,9 +298,23 @@ def _best_log_peak(rows: pd.DataFrame, value: str) -> tuple[pd.Series | None, li
     return pd.Series(best, index=table.index), _peak_edges([peaks[losses.mean(axis=0).argmin()]], peaks)
 
 
+def _seeds_with_all_peaks(rows: pd.DataFrame, value: str) -> pd.DataFrame:
+    """`value` by seed and peak for the seeds that ran the most peaks; infinite where a trial diverged."""
+    table = rows.pivot_table(index="seed", columns="config.peak_lr", values=value, aggfunc="min", dropna=False)
+    ran = table.notna().sum(axis=1)
+    return table[ran == ran.max()].dropna(axis=1, how="any")
+
+
+def _slopes(table: pd.DataFrame) -> pd.Series:
+    """Least-squares slope of each row on the log of the column names."""
+    logs = np.log(table.columns.to_numpy(dtype=float))
+    centred = logs - logs.mean()
+    return table @ (centred / (centred**2).sum())
+
+
 def _vertex(x: np.ndarray, y: np.ndarray) -> float:
     at = int(y.argmin())
-    if at in (0, len(x) - 1):
+    if at in (0, len(x) - 1) or not np.isfinite(y[at - 1 : at + 2]).all():
         return float(x[at])
     left, mid, right = (x[i] for i in (at - 1, at, at + 1))
     down, up = (y[at] - y[at - 1]) / (mid - left), (y[at + 1] - y[at]) / (right - mid)
@@ -310,12 +323,15 @@ def _vertex(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _loss_before_decay(evidence: Evidence) -> pd.DataFrame:
-    """The completed trials with `before`, the select loss at the fork of their decay."""
-    rows = evidence.frame[np.isfinite(evidence.frame["report"])]
+    """The trials that ran with `before`, the select loss at the fork of their decay; infinite if diverged before it."""
+    rows = evidence.frame[evidence.frame["status"].isin(_RAN)]
     curves = evidence.records.to_pandas("measurements").dropna(subset=["select/loss"])
     curves = curves[curves["phase_of_schedule"] != "decay"].sort_values("step").drop_duplicates(["sweep", "trial"], keep="last")
     curves = curves[curves["phase_of_schedule"] == "stable"].rename(columns={"select/loss": "before"})
-    return rows.merge(curves[["sweep", "trial", "before"]], on=["sweep", "trial"])
+    rows = rows.merge(curves[["sweep", "trial", "before"]], on=["sweep", "trial"], how="left")
+    never = ~rows.groupby("budget_steps")["before"].transform("any")  # no fork measured: nothing to compare
+    rows["before"] = rows["before"].where(rows["before"].notna() | (rows["status"] != "diverged"), np.inf)
+    return rows[rows["before"].notna() & ~never]
 
 
 def _drops(curve: pd.DataFrame, name: str) -> tuple[float, float] | None:
@@ -333,8 +349,16 @@ def _drops(curve: pd.DataFrame, name: str) -> tuple[float, float] | None:
     return at_fork - at_end, float(np.interp(earlier, stable["step"], stable[name])) - at_fork
 
 
-def _edges(many) -> tuple[str, ...]:  # type: ignore[no-untyped-def]
-    return tuple(dict.fromkeys(edge.words for edges in many for edge in edges))
+def _edges(used: Sequence[Choice]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(edge.words for choice in used for edge in choice.edges))
+
+
+def _lost(used: Sequence[Choice], evidence: Evidence) -> str:
+    """How many trials of the chosen configs did not complete on the seeds that decide."""
+    rows = evidence.frame[evidence.frame["config_id"].isin([c.config_id for c in used])]
+    rows = rows[rows["fresh"]] if evidence.seeds == "fresh" else rows
+    count = int((~np.isfinite(rows["report"])).sum())
+    return f"{count} trials of the chosen configs did not complete, and their seeds are left out" if count else ""
 
 
 def _no_common(parts: Mapping[str, pd.Series], evidence: Evidence) -> str:

@@ -189,9 +189,9 @@ def resolve(
 
 def _overridden(axis: Any, written: Any) -> Any:
     """`written` in place of `axis`; the parts of a range that it does not name stay as they were."""
-    if isinstance(written, Mapping) and isinstance(axis, Mapping):
-        if not {"choices", "enumerate"} & {*written, *axis}:
-            return {**axis, **written}
+    both_mappings = isinstance(written, Mapping) and isinstance(axis, Mapping)
+    if both_mappings and not {"choices", "enumerate"} & {*written, *axis}:
+        return {**axis, **written}
     return copy.deepcopy(written)
 
 

@@ -126,6 +126,8 @@ class StagedStudy:
     family: (values, budgets) -> configs, one per budget; where a method's path passes through its earlier budgets
     the configs carry them.
     describe: what varies -> a short name, such as "wsd lr=3e-3 B=2000 f=.1 s0".
+    files: root -> what a model needs beside its weights, by file name. branch: (config, at step, decay steps, shape) ->
+    the config that leaves this one's timeline at a step and decays.
     """
 
     name: str
@@ -146,6 +148,8 @@ class StagedStudy:
     family: Callable[[Mapping[str, Any], Sequence[int]], list[Any]] | None = None
     describe: Callable[[Any, Sequence[str]], str] | None = None
     measured_at: Callable[[Any, Timeline], dict[int, bool]] = measured_on_grid
+    files: Callable[[Any], Mapping[str, bytes]] | None = None
+    branch: Callable[[Any, int, int, str], Any] | None = None
     module: str = ""
 
     def __post_init__(self) -> None:
@@ -170,8 +174,13 @@ class StagedStudy:
         return self.family(values, budgets) if self.family else one_per_budget(self, values, budgets)
 
     def root_key(self, root: Any) -> str:
-        """sha256 hex of study, version and root: equal keys, one tree."""
-        text = json.dumps([self.name, self.version, asdict(root)], sort_keys=True, default=list)
+        """sha256 hex of study, version and root: equal keys, one tree.
+
+        A root's field with metadata {"key": False} only says where to find what another field identifies.
+        """
+        keyed = {item.name for item in fields(root) if item.metadata.get("key", True)}
+        content = {name: value for name, value in asdict(root).items() if name in keyed}
+        text = json.dumps([self.name, self.version, content], sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -7,8 +7,9 @@ root. So WSD trials of all budgets, decay fractions and decay shapes share one s
 
 # B batch, T positions, V vocabulary, N evaluation windows
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from math import log
 from typing import Any, Literal, get_args
@@ -22,7 +23,7 @@ from trainables.common.data.batches import Windows, batch, evaluation_windows
 from trainables.common.data.corpora import Corpus, open_corpus
 from trainables.common.models.llama import Llama, LlamaShape
 from trainables.common.optimizers import make_optimizer
-from trainables.common.timeline import SHAPES, Placed, Timeline
+from trainables.common.timeline import SHAPES, Placed, Timeline, place
 from trainables.common.training import TrainingState
 from trainables.study import Metric, Run, Span, StagedStudy
 
@@ -193,9 +194,9 @@ class Root:
     batch_size: int
     micro_batch_size: int | None
     model: str | None
-    corpus: str
+    corpus: str = field(metadata={"key": False})  # where it lies; `corpus_sha` says what it is, tokenizer included
     corpus_sha: str
-    tokenizer: str
+    tokenizer: str = field(metadata={"key": False})
     vocabulary: int
     optimizer: str
     weight_decay: float
@@ -385,6 +386,41 @@ def _window_losses(state: Training, windows: Windows, run: Run) -> torch.Tensor:
     return losses_N.cpu()
 
 
+def files(root: Root) -> dict[str, bytes]:
+    """The tokenizer, and the sizes of the architecture where it is ours."""
+    corpus = corpus_of(root.corpus, root.tokenizer)
+    made: dict[str, bytes] = {}
+    if corpus.tokenizer_file is not None:
+        made["tokenizer.json"] = corpus.tokenizer_file.read_bytes()
+    else:
+        made["tokenizer.json"] = json.dumps({"type": "bytes", "vocabulary": root.vocabulary, "document_end": 0}).encode()
+    if root.model is None:
+        made["architecture.json"] = json.dumps({"class": "Llama", **asdict(shape_of(root))}).encode()
+    return made
+
+
+def branch(config: Config, at: int, decay: int, shape: str) -> Config:
+    """The WSD config that leaves a config's stable stretch at step `at` and decays over `decay` steps.
+
+    Raises ValueError when step `at` does not lie in a stable stretch of WSD, WSD-S' first one or a constant rate.
+    """
+    placed = place(timeline(config))
+    stretch = next((part for part in placed if part.segment.constant and part.start <= at <= part.stop), None)
+    if stretch is None or any(part.segment.falling and part.start < at for part in placed):
+        steps = [f"{part.start}..{part.stop}" for part in placed if part.segment.constant]
+        raise ValueError(f"step {at} is not in a first stable stretch of this trial; it has {', '.join(steps) or 'none'}")
+    return replace(
+        config,
+        method="wsd",
+        budget_steps=at + decay,
+        earlier_budgets=(),
+        decay_fraction=decay / (at + decay),
+        decay_fractions=(),
+        decay_shape=shape,
+        **{name: DEFAULTS[name] for name in ("decay_basis", "accounting", "rewarmup_steps")},
+    )
+
+
 SHORT = {
     "peak_lr": "lr",
     "budget_steps": "B",
@@ -453,4 +489,6 @@ STUDY: StagedStudy = StagedStudy(
     units=units,
     family=family,
     describe=describe,
+    files=files,
+    branch=branch,
 )

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +73,14 @@ def sweep(question: Question, arguments: Sequence[str] = (), console: Console | 
 
     Raises Refused before anything starts, and trainables.study.Stopped after Ctrl-C.
     """
-    console = console or Console()
     own_rooms()
     spec, words = make_spec(question.study, arguments, question.name)
-    slots = default_slots(words, torch.cuda.device_count() if words.resources.gpus else 0)
+    return launch(question, spec, words, console or Console())
+
+
+def launch(question: Question, spec: Spec, words: Words, console: Console) -> Records | None:
+    """The same for a sweep that is given as data."""
+    slots = 1 if words.executor == "local" else default_slots(words, torch.cuda.device_count())
     driver, tuning = dry_run(spec, words, slots)
     plan = driver.current_plan()
     expected = estimate(plan, driver.index, slots, "gpu" if words.resources.gpus else "cpu")
@@ -162,7 +166,8 @@ def open_journals(spec: Spec, slots: int, record: bool) -> Callable[[str, Space]
     """How a cell's journal is opened: named by all that gives a proposal its meaning."""
 
     def opened(cell: str, space: Space) -> Proposals:
-        context = {"study": spec.study.name, "version": spec.study.version, "fixed": dict(spec.fixed)}
+        fields = [spec.resolved.study, spec.resolved.within]
+        context = {"study": spec.study.name, "version": spec.study.version, "fields": fields}
         return Proposals.open(
             spec.results / "journals",
             cell=cell,
@@ -203,7 +208,7 @@ def run(
     """Train what is missing; write tables, the tree's figure and the mirror, also when the run is stopped."""
     store = Store(spec.results)
     store.prepare()
-    content = records.describe_spec(spec, [asdict(claim) for claim in question.claims], expected.as_dict())
+    content = records.describe_spec(spec, [claim.declared() for claim in question.claims], expected.as_dict())
     records.write_spec(spec, content)
     tuning = CellTuning(spec, open_journals(spec, progress.slots, record=True))
     device = device_name(torch.device("cuda" if words.resources.gpus and torch.cuda.is_available() else "cpu"))

@@ -90,6 +90,7 @@ class Node:
     lost: str | None = None
     has_state: bool = False
     keep: bool = False
+    wanted: bool = False
 
     @property
     def steps(self) -> int:
@@ -170,11 +171,13 @@ def plan(
     known: Known | None = None,
     checkpoint_every: int | None = None,
     keep: frozenset[str] = frozenset(),
+    wanted: frozenset[str] = frozenset(),
 ) -> Plan:
     """Merge trials into one tree per root and mark what has to run.
 
     Long stages are cut at multiples of `checkpoint_every`, where a kept state bounds what an interruption loses, and
-    at measured states whose keys are in `keep`.
+    at measured states whose keys are in `keep`: these are kept when they are trained. Those in `wanted` are trained
+    again when they were not kept.
     """
     known = known or NothingKnown()
     by_root: dict[str, dict[str, Trial]] = {}
@@ -184,12 +187,12 @@ def plan(
     for root_key, members in by_root.items():
         unique = list(members.values())
         cuts = set(known.kept(root_key).items())
-        cuts |= {(point.key, point.step) for trial in unique for point in trial.points if point.key in keep}
+        cuts |= {(point.key, point.step) for trial in unique for point in trial.points if point.key in keep | wanted}
         tops = _grow(unique, cuts, checkpoint_every)
         tree = Tree(unique[0].study, unique[0].root, root_key, unique, tops)
-        _mark(tree, known)
         for node in tree.nodes():
-            node.keep = node.key in keep
+            node.keep, node.wanted = node.key in keep | wanted, node.key in wanted
+        _mark(tree, known)
         trees.append(tree)
     return Plan(trees)
 
@@ -304,8 +307,8 @@ def _mark(tree: Tree, known: Known) -> None:
             child.lost = child.lost or node.lost
             child.missing = () if child.lost else child.missing
     for node in reversed(nodes):
-        wanted_below = any(child.runs for child in node.children)
-        node.runs = node.lost is None and (bool(node.missing) or (wanted_below and not node.has_state))
+        wanted = node.wanted or any(child.runs for child in node.children)
+        node.runs = node.lost is None and (bool(node.missing) or (wanted and not node.has_state))
 
 
 def items(tree: Tree, longest: float) -> list[Item]:
@@ -330,13 +333,14 @@ def items(tree: Tree, longest: float) -> list[Item]:
 def _split(top: Node, longest: float) -> tuple[Branch, list[tuple[Node, str | None]]]:
     totals = running_totals(top)
     if totals[id(top)] <= longest:
-        return _branch(top, lambda node: [child for child in node.children if child.runs]), []
+        inside = _down_from(top, _running)
+        below = [(child, node.key) for node in inside for child in node.children if not child.runs]
+        return _branch(top, _running), below
     heavy: dict[int, Node] = {}
     rest: list[tuple[Node, str | None]] = []
     node: Node | None = top
     while node is not None:
-        running = [child for child in node.children if child.runs]
-        following = max(running, key=lambda child: totals[id(child)], default=None)
+        following = max(_running(node), key=lambda child: totals[id(child)], default=None)
         rest += [(child, node.key) for child in node.children if child is not following]
         if following is not None:
             heavy[id(node)] = following
@@ -345,27 +349,31 @@ def _split(top: Node, longest: float) -> tuple[Branch, list[tuple[Node, str | No
 
 
 def running_totals(top: Node) -> dict[int, int]:
-    """id(node) -> steps to run in its subtree."""
-    order, waiting = [], [top]
-    while waiting:
-        node = waiting.pop()
-        order.append(node)
-        waiting.extend(node.children)
+    """id(node) -> steps to run from its start on without a break, for all that runs below a stage that runs."""
     totals: dict[int, int] = {}
-    for node in reversed(order):
-        totals[id(node)] = node.steps * node.runs + sum(totals[id(child)] for child in node.children)
+    for node in reversed(_down_from(top, _running)):
+        totals[id(node)] = node.steps + sum(totals[id(child)] for child in _running(node))
     return totals
 
 
-def _branch(top: Node, followed: Callable[[Node], list[Node]]) -> Branch:
-    """Nodes as Branches; a state is kept where something that runs elsewhere starts from it, or a stage was cut."""
+def _running(node: Node) -> list[Node]:
+    return [child for child in node.children if child.runs]
+
+
+def _down_from(top: Node, followed: Callable[[Node], list[Node]]) -> list[Node]:
+    """A node and those that follow it, parents before children."""
     order, waiting = [], [top]
     while waiting:
         node = waiting.pop()
         order.append(node)
         waiting.extend(followed(node))
+    return order
+
+
+def _branch(top: Node, followed: Callable[[Node], list[Node]]) -> Branch:
+    """Nodes as Branches; a state is kept where something that runs elsewhere starts from it, or a stage was cut."""
     made: dict[int, Branch] = {}
-    for node in reversed(order):
+    for node in reversed(_down_from(top, followed)):
         inside = followed(node)
         elsewhere = any(child.runs and child not in inside for child in node.children)
         only_cut = len(node.children) == 1 and not node.ends

@@ -218,7 +218,9 @@ def line(progress: Progress) -> str:
         f"{progress.steps_planned:,} run, {progress.steps_saved:,} saved; {duration(progress.seconds_left)} left"
     )
     if progress.best:
-        text += "; best " + ", ".join(f"B={budget}: {loss:.4f}" for budget, (loss, _) in sorted(dict(progress.best).items()))
+        text += "; best " + ", ".join(
+            f"B={budget}: {loss:.4f}" for budget, (loss, _) in sorted(dict(progress.best).items())
+        )
     return text
 
 

@@ -3,6 +3,7 @@
 They can be made again at any time from the same command; `sweep.json` beside them says what the sweep was.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -85,7 +86,7 @@ class Recorder:
         return {
             "sweep": self.spec.sweep,
             "study": study.name,
-            "trial": trial.key[:12],
+            "trial": trial_id(trial),
             "key": trial.key,
             "name": study.describe(trial.config, self._varying) if study.describe else trial.key[:12],
             "phase": entry.phase,
@@ -120,7 +121,7 @@ class Recorder:
         return [
             {
                 "sweep": self.spec.sweep,
-                "trial": entry.trial.key[:12],
+                "trial": trial_id(entry.trial),
                 "step": row.step,
                 "tokens": int(row.step * tokens),
                 **row.knobs,
@@ -158,6 +159,13 @@ def family_steps(spec: Spec, entry: Entry) -> int:
     configs = configs_of(spec, entry.values, entry.trial.config.seed)
     family = [make_trial(spec.study, config) for config in configs if getattr(config, spec.study.budget) <= own]
     return sum(marginal_steps(family))
+
+
+def trial_id(trial: Trial) -> str:
+    """12 hex digits of a config and the state that it ends in: two configs may end in one state, such as WSD and
+    WSD-S at the first budget."""
+    config = json.dumps(asdict(trial.config), sort_keys=True)
+    return hashlib.sha256((trial.key + config).encode()).hexdigest()[:12]
 
 
 def varying_fields(entries: Sequence[Entry]) -> list[str]:
@@ -224,7 +232,7 @@ def describe_spec(spec: Spec, claims: Sequence[Mapping[str, Any]], numbers: Mapp
         "preset": spec.preset,
         "command": spec.command,
         "axes": dict(spec.axes),
-        "study_overrides": dict(spec.fixed),
+        "fields": {**spec.resolved.study, **{f"{c}: {n}": v for c, part in spec.resolved.within.items() for n, v in part.items()}},
         "conditions": list(study.conditions),
         "select": study.select._asdict(),
         "report": study.report._asdict(),
@@ -239,11 +247,18 @@ def describe_spec(spec: Spec, claims: Sequence[Mapping[str, Any]], numbers: Mapp
 
 
 def write_spec(spec: Spec, content: Mapping[str, Any]) -> None:
-    """Write `sweep.json` before anything is trained, so that claims are declared before their evidence."""
+    """Write `sweep.json` before anything is trained, so that claims are declared before their evidence.
+
+    Each run of the command is one more look at the claims. A claim that a first run had not declared, or that was
+    changed since, counts as declared after it.
+    """
     spec.folder.mkdir(parents=True, exist_ok=True)
+    file = spec.folder / "sweep.json"
+    before = json.loads(file.read_text()) if file.exists() else {"claims": content["claims"], "looks": 0}
+    content = {**content, "claims": before["claims"], "looks": before["looks"] + 1}
     written = spec.folder / ".sweep.json.writing"
     written.write_text(json.dumps(content, indent=1, default=list))
-    os.replace(written, spec.folder / "sweep.json")
+    os.replace(written, file)
 
 
 @cache

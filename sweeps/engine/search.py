@@ -96,6 +96,10 @@ class JobSearcher(Searcher):
         except Exception as error:
             self.fault = self.fault or error
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes its own snapshot of a search, which nobody reads: the store is the only truth."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store is the only truth."""
 

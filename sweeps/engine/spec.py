@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces import Space
+from search_spaces.files import ResolvedSpace
 from trainables.study import StagedStudy
 
 FIRST_FRESH_SEED = 1000  # fresh seeds never meet tuning seeds, however many of either
@@ -26,7 +27,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Spec:
-    """One sweep. `axes` are those of `space` as written, `fixed` config fields that are no axes.
+    """One sweep. `axes` are those of `space` as written, `resolved` says which config fields are set beside them.
 
     `compare` are axes whose every value is confirmed on fresh seeds.
     """
@@ -38,7 +39,7 @@ class Spec:
     command: str
     axes: Mapping[str, Any]
     space: Space
-    fixed: Mapping[str, Any]
+    resolved: ResolvedSpace
     budgets: tuple[int, ...]
     tuning_seeds: tuple[int, ...]
     fresh_seeds: tuple[int, ...]
@@ -61,7 +62,7 @@ class Spec:
         identity = self.space.identity()
         identity["enumerated"].pop(self.study.budget, None)
         identity["pinned"].pop(self.study.budget, None)
-        content = [self.study.name, self.study.version, identity, self.search.sampler, dict(self.fixed)]
+        content = [self.study.name, self.study.version, identity, self.search.sampler, self.resolved.study, self.resolved.within]
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()
 
 

@@ -192,7 +192,8 @@ def candidates(spec: Spec, entries: Iterable[Entry]) -> list[tuple[float, Entry]
 def configs_of(spec: Spec, values: Mapping[str, Any], seed: int) -> list[Any]:
     """One config per budget of a point of the space. Raises ValueError for what no config can honour."""
     pinned = {name: value for name, value in spec.space.pinned.items() if name != spec.study.budget}
-    return spec.study.configs({**spec.fixed, **pinned, **values, "seed": seed}, spec.budgets)
+    fixed = spec.resolved.study_in({axis: values.get(axis, pinned.get(axis)) for axis in spec.space.cell_axes})
+    return spec.study.configs({**fixed, **pinned, **values, "seed": seed}, spec.budgets)
 
 
 class CellTuning:

@@ -6,7 +6,7 @@ The words are the same for every sweep; `help_text` lists them.
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,21 +100,36 @@ def compose_words(study: StagedStudy, arguments: Sequence[str]) -> tuple[Words, 
         raise Refused(f"no scale {scale!r}{close_matches(scale, scales)}")
     try:
         base = resolve(file, scale, preset)
-        base = resolve(file, scale, preset, space_overrides=_space_overrides(overrides, base.axes))
+        base = resolve(
+            *(file, scale, preset),
+            space_overrides=_space_overrides(overrides, base.axes),
+            study_overrides=_study_overrides(overrides, study),
+        )
     except SpaceError as error:
         raise Refused(str(error)) from error
-    defaults = {item.name: _plain(item.default) for item in fields(study.config)}
-    node = OmegaConf.structured(Words(study={**defaults, **base.study}))
-    ConfigStore.instance().store(name="words", node=node)
-    others = [str(o.input_line) for o in overrides if not o.key_or_group.startswith("space.")]
+    ConfigStore.instance().store(name="words", node=OmegaConf.structured(Words))
+    others = [str(o.input_line) for o in overrides if o.key_or_group.split(".")[0] not in ("space", "study")]
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
             words = OmegaConf.to_object(compose(config_name="config", overrides=others))
     except (HydraException, OmegaConfBaseException) as error:
-        raise Refused(_plainly(error, study, [str(o.key_or_group) for o in overrides])) from error
+        raise Refused(_plainly(error, [str(o.key_or_group) for o in overrides])) from error
     assert isinstance(words, Words)
-    words.space = base.axes
+    words.space, words.study = base.axes, base.study
     return words, file, base
+
+
+def _study_overrides(overrides: Sequence[Override], study: StagedStudy) -> dict[str, Any]:
+    """`study.FIELD=...` as a mapping, lists as tuples."""
+    changed = {}
+    for override in overrides:
+        section, _, name = override.key_or_group.partition(".")
+        if section == "study":
+            if name not in study.field_names:
+                raise Refused(f"{study.name} has no field {name!r}{close_matches(name, study.field_names)}")
+            value = override.value()
+            changed[name] = tuple(value) if isinstance(value, list) else value
+    return changed
 
 
 def _space_overrides(overrides: Sequence[Override], axes: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +163,7 @@ def make_spec(study: StagedStudy, arguments: Sequence[str], name: str) -> tuple[
     types = field_types(study.config)
     try:
         axes = dict(words.space)
-        fixed = _fixed(study, words, base, arguments)
+        base = _typed(study, base)
         space = parse(axes, fields=types, conditions=study.conditions, cells=base.cells)
         budgets = _budgets(study, space)
         tuning, fresh = _seeds(words, base)
@@ -173,7 +188,7 @@ def make_spec(study: StagedStudy, arguments: Sequence[str], name: str) -> tuple[
             command=command.strip(),
             axes=axes,
             space=space,
-            fixed=fixed,
+            resolved=base,
             budgets=budgets,
             tuning_seeds=tuning,
             fresh_seeds=fresh,
@@ -185,19 +200,18 @@ def make_spec(study: StagedStudy, arguments: Sequence[str], name: str) -> tuple[
     )
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _fixed(study: StagedStudy, words: Words, base: ResolvedSpace, arguments: Sequence[str]) -> dict[str, Any]:
-    """Config fields that the scale, the preset or the command line sets, as the config's types hold them."""
-    parsed = OverridesParser.create().parse_overrides(list(arguments))
-    said = {str(item.key_or_group).split(".")[1] for item in parsed if str(item.key_or_group).startswith("study.")}
-    for name in said & set(words.space):
-        raise Refused(f"study.{name} is an axis of this space; pin it with space.{name}={words.study[name]}")
+def _typed(study: StagedStudy, base: ResolvedSpace) -> ResolvedSpace:
+    """The fields that scale, preset and command set, as the config's types hold them."""
     types = field_types(study.config)
-    wanted = (set(base.study) | said) - set(words.space)
-    return {name: fit(words.study[name], types[name], f"study.{name}") for name in types if name in wanted}
+
+    def typed(values: Mapping[str, Any]) -> dict[str, Any]:
+        unknown = [name for name in values if name not in types]
+        if unknown:
+            raise Refused(f"{study.name} has no field {unknown[0]!r}{close_matches(unknown[0], types)}")
+        return {name: fit(value, types[name], f"study.{name}") for name, value in values.items()}
+
+    within = {cell: typed(values) for cell, values in base.within.items()}
+    return replace(base, study=typed(base.study), within=within)
 
 
 def _budgets(study: StagedStudy, space: Space) -> tuple[int, ...]:
@@ -237,13 +251,11 @@ def _check(study: StagedStudy, words: Words, search: Search, budgets: Sequence[i
         raise Refused(f"slots must be at least 1, got {words.slots}")
 
 
-def _plainly(error: Exception, study: StagedStudy, keys: Sequence[str]) -> str:
+def _plainly(error: Exception, keys: Sequence[str]) -> str:
     """Hydra's complaint in our words, with what there is."""
     text = f"{error}\n{error.__cause__ or ''}"
     for key in keys:
-        section, _, name = key.partition(".")
-        if section == "study" and name not in study.field_names:
-            return f"{study.name} has no field {name!r}{close_matches(name, study.field_names)}"
+        section = key.split(".")[0]
         if section not in [item.name for item in fields(Words)]:
             return f"no word {key!r}{close_matches(key, [item.name for item in fields(Words)])}"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "full_key" not in line]
@@ -270,7 +282,8 @@ def help_text(study: StagedStudy, name: str, question: str) -> str:
     for item in fields(study.config):
         if item.name not in words.space and item.name != "seed":
             about = field_comments(study.config).get(item.name, "")
-            lines.append(f"  {item.name:<20} {words.study[item.name]!s:<10} {about}".rstrip())
+            value = words.study.get(item.name, item.default)
+            lines.append(f"  {item.name:<20} {value!s:<10} {about}".rstrip())
     lines += ["", "Presets"]
     for preset, layer in file.presets.items():
         at = f" [scale={' or '.join(layer.at)}]" if layer.at else ""

@@ -184,11 +184,12 @@ def _add_trial(
             "device": "cpu", "varying": ["method", "peak_lr", "budget_steps", "seed"],
         }
     )  # fmt: skip
-    _add_curve(made, name, config, key, select, report, measured, before)
+    _add_curve(made, name, config, key, select, report, measured, budgets)
 
 
 def _add_curve(
-    made: Sweep, name: str, config: dict[str, Any], key: str, select: float, report: float, measured: int, before: int
+    made: Sweep, name: str, config: dict[str, Any], key: str, select: float, report: float, measured: int,
+    budgets: list[int],
 ) -> None:
     """A curve that falls as 12 step ** -0.4, a hill above it while the rate is high; the fork is always measured."""
     budget, peak, method = config["budget_steps"], config["peak_lr"], config["method"]
@@ -214,10 +215,12 @@ def _add_curve(
                 "report/loss": report + (0 if at_end else river + height) if step in (fork, fork - decay, budget) else None,
             }
         )  # fmt: skip
-    first = (budget if method == "cosine" else fork) if method != "wsd_s" and method != "cyclic_cosine" else budget
-    stages = [(key_of({k: v for k, v in config.items() if k not in ("budget_steps", "decay_fraction", "decay_shape")}, fork),
-               fork, 0)] if method == "wsd" else []  # fmt: skip
-    stages.append((key, budget, decay if method == "wsd" else first - (before if method != "cosine" else 0)))
+    earlier = budgets[-2] if len(budgets) > 1 else 0
+    last_fork = earlier - max(1, round(config["decay_fraction"] * earlier)) if earlier else 0
+    stages = [(key, budget, {"wsd": decay, "cosine": budget}.get(method, budget - earlier))]
+    if method == "wsd":
+        trunk_state = {k: v for k, v in config.items() if k not in ("budget_steps", "decay_fraction", "decay_shape")}
+        stages.append((key_of(trunk_state, fork), fork, fork - last_fork))
     known = {row["stage"]: row for row in made.ledger}
     for stage, to_step, executed in stages:
         if stage in known:

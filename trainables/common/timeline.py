@@ -50,6 +50,11 @@ def _shape(name: str) -> Callable[[float, float, float], float]:
     return lambda x, start, end: end + (start - end) * multiplier(x)
 
 
+def _plain_float(value: float) -> float:
+    """The one spelling of a number: 1, 1.0 and numpy's 1.0 are equal, and so must be their canonical texts."""
+    return float(value) + 0.0
+
+
 @dataclass(frozen=True)
 class Ramp:
     """A knob's way from `start` to `end` over one segment.
@@ -66,6 +71,8 @@ class Ramp:
     def __post_init__(self) -> None:
         if not (isfinite(self.start) and isfinite(self.end)):
             raise ValueError(f"a ramp needs finite ends, got {self.start} and {self.end}")
+        object.__setattr__(self, "start", _plain_float(self.start))
+        object.__setattr__(self, "end", _plain_float(self.end))
         if self.shape in POSITIVE_SHAPES and not (self.start > 0 and self.end > 0):
             raise ValueError(
                 f"a ramp of shape {self.shape!r} needs both ends above 0, got {self.start} and {self.end}; "
@@ -115,7 +122,11 @@ class Segment:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ValueError(f"a segment needs steps >= 0, got {self.steps}")
-        object.__setattr__(self, "knobs", tuple(sorted(self.knobs)))
+        for name, value in self.knobs:
+            if not isinstance(value, Ramp) and not isfinite(value):
+                raise ValueError(f"a knob needs a finite value, got {name} = {value}")
+        plain = [(name, value if isinstance(value, Ramp) else _plain_float(value)) for name, value in self.knobs]
+        object.__setattr__(self, "knobs", tuple(sorted(plain, key=lambda knob: knob[0])))
 
     @property
     def constant(self) -> bool:

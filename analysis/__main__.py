@@ -1,0 +1,215 @@
+"""`python -m analysis frontier|export|claims|replay|figures RESULTS`: read a results folder from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from analysis import plots
+from analysis.choice import axis_curves
+from analysis.claims import decide, decisions_table
+from analysis.curves import hill_and_river, trunk
+from analysis.frontier import AXES, frontier
+from analysis.records import Records, RecordsError, open_records
+from analysis.replay import replay
+from analysis.tables import FORMATS
+from analysis.wsd_claims import CLAIMS
+
+WRONG_INPUT, UNREADABLE = 2, 1  # exit codes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 done, 1 records refused, 2 wrong words)."""
+    words = _parser().parse_args(arguments)
+    try:
+        records = open_records(words.results)
+        for condition in words.where:
+            records = records.where(**dict([_condition(condition)]))
+        words.command(records, words)
+    except (RecordsError, OSError) as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]refused:[/] {_plain(error)}")
+        return UNREADABLE
+    return 0
+
+
+def _frontier(records: Records, words: argparse.Namespace) -> None:
+    for each, title in _by_regime(records):
+        found = frontier(each, x=words.x, by=words.by, reference=tuple(words.reference))
+        if words.format != "rich":
+            _write(found.table(words.format), words.out)
+            continue
+        frame = found.table("text").split("\n\n")
+        _rich(title, found.table("markdown", notes=False), frame[1] if len(frame) > 1 else "")
+
+
+def _claims(records: Records, words: argparse.Namespace) -> None:
+    unknown = set(words.only or ()) - {c.id for c in CLAIMS}
+    if unknown:
+        raise RecordsError(f"no claim {', '.join(sorted(unknown))}; there are {', '.join(c.id for c in CLAIMS)}")
+    chosen = [c for c in CLAIMS if not words.only or c.id in words.only]
+    for each, title in _by_regime(records):
+        decisions = decide(chosen, each)
+        if words.format != "rich":
+            _write(decisions_table(decisions, words.format), words.out)
+            continue
+        table, _, rest = decisions_table(decisions, "markdown").partition("\n\n")
+        _rich(title, table, "\n".join(line.removeprefix("- ") for line in rest.splitlines()))
+
+
+def _replay(records: Records, words: argparse.Namespace) -> None:
+    for each, title in _by_regime(records):
+        found = replay(each, brackets=words.brackets, arms=words.arms, seed=words.seed, decay_fraction=words.fraction)
+        _write((f"{title}\n\n" if title else "") + found.table("text" if words.format == "rich" else words.format), words.out)
+
+
+def _export(records: Records, words: argparse.Namespace) -> None:
+    for file in records.export(words.out, words.format):
+        print(file)
+
+
+def _figures(records: Records, words: argparse.Namespace) -> None:
+    for at, (each, _) in enumerate(_by_regime(records)):
+        folder = Path(words.out) / f"regime{at}" if len(records.regimes()) > 1 else Path(words.out)
+        for line in draw_all(each, folder):
+            print(line)
+
+
+def draw_all(records: Records, folder: str | Path) -> list[str]:
+    """Write every figure these records (of one regime) allow; returns the files, and why others were not drawn."""
+    lines = []
+    for name, draw in _FIGURES.items():
+        try:
+            lines += [str(file) for file in plots.save(draw(records), Path(folder) / name)]
+        except RecordsError as error:
+            lines.append(f"{name}: not drawn, {error}")
+    return lines
+
+
+def _both_axes(records: Records) -> Figure:
+    return plots.plot_frontier(*(frontier(records, x=x) for x in ("flops_nominal", "flops_family")))
+
+
+def _axes(records: Records) -> Figure:
+    curves = [c for axis in ("decay_fraction", "peak_lr") for c in axis_curves(records, axis)]
+    if not curves:
+        raise RecordsError("neither the decay fraction nor the peak learning rate takes two values")
+    return plots.plot_axis_curves(curves)
+
+
+_FIGURES = {
+    "frontier": _both_axes,
+    "differences": lambda r: plots.plot_differences(frontier(r)),
+    "trunk": lambda r: plots.plot_trunk(trunk(r)),
+    "best_values": _axes,
+    "hill_and_river": lambda r: plots.plot_hill_and_river(hill_and_river(r)),
+    "best_of_k": lambda r: plots.plot_best_of_k(frontier(r)),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m analysis", description="Read the results of sweeps.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.add_argument("results", nargs="+", help="a results folder, a sweep folder, or several")
+        added.add_argument("--where", action="append", default=[], metavar="FIELD=VALUE[,VALUE]", help="only these trials")
+        added.set_defaults(command=run)
+        return added
+
+    formats = ["rich", *FORMATS]
+    added = command("frontier", _frontier, "What loss each method reaches per budget, and at what cost.")
+    added.add_argument("--x", default="flops_nominal", metavar="COST", help=f"cost axis, one of {', '.join(AXES)}")
+    added.add_argument("--by", nargs="+", default=["method"], metavar="FIELD", help="what makes a group (default: method)")
+    added.add_argument("--reference", nargs="+", default=["cosine"], metavar="GROUP", help="what others are compared with")
+    added.add_argument("--format", choices=formats, default="rich")
+    added.add_argument("--out", metavar="FILE", help="write here instead of the terminal")
+    added = command("claims", _claims, "Decide the declared claims: reproduced, contradicted or undecided.")
+    added.add_argument("--only", nargs="+", metavar="ID", help="these claims; the correction is over what is decided")
+    added.add_argument("--format", choices=formats, default="rich")
+    added.add_argument("--out", metavar="FILE", help="write here instead of the terminal")
+    added = command("replay", _replay, "Halving on stable-phase loss against halving on decayed loss, at equal cost.")
+    added.add_argument("--brackets", type=_positive, default=10_000)
+    added.add_argument("--arms", type=_positive, help="trunks per bracket (default: half of them, 8 at most)")
+    added.add_argument("--fraction", type=float, help="decay fraction of the branches (default: the commonest)")
+    added.add_argument("--seed", type=int, default=0, help="of the resampling")
+    added.add_argument("--format", choices=formats, default="rich")
+    added.add_argument("--out", metavar="FILE", help="write here instead of the terminal")
+    added = command("export", _export, "Write the three tables of these sweeps as CSV, JSON or Parquet.")
+    added.add_argument("--format", choices=["csv", "parquet", "json"], default="csv")
+    added.add_argument("--out", metavar="FOLDER", default="export")
+    added = command("figures", _figures, "Write every figure as PNG and SVG.")
+    added.add_argument("--out", metavar="FOLDER", default="figures")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def _condition(text: str) -> tuple[str, list[object]]:
+    name, found, values = text.partition("=")
+    if not found or not values:
+        raise RecordsError(f"--where needs FIELD=VALUE, got {text!r}; for example --where method=wsd,cosine")
+    return name, [_typed(value) for value in values.split(",")]
+
+
+def _typed(text: str) -> object:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _by_regime(records: Records) -> Iterator[tuple[Records, str]]:
+    regimes = records.regimes()
+    if not regimes:
+        raise RecordsError("there are no trials in these records; widen --where, or open another folder")
+    differing = [k for k in regimes[0] if len({r[k] for r in regimes}) > 1]
+    for regime in regimes:
+        yield records.in_regime(regime), ", ".join(f"{k}={str(regime[k])[:12]}" for k in differing)
+
+
+def _write(text: str, out: str | None) -> None:
+    if out is None:
+        print(text)
+        return
+    file = Path(out)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a" if file in _WRITTEN else "w", encoding="utf-8") as stream:
+        stream.write(text + "\n")
+    _WRITTEN.add(file)
+
+
+_WRITTEN: set[Path] = set()  # files of this process: a second regime is appended
+
+
+def _rich(title: str, markdown: str, below: str) -> None:
+    """A Markdown table drawn by rich."""
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in markdown.splitlines()]
+    table = Table(title=title or None)
+    for name in header:
+        table.add_column(_plain(name), overflow="fold")
+    for row in rows:
+        table.add_row(*map(_plain, row))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(_plain(below))
+
+
+def _plain(text: object) -> str:
+    return str(text).replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

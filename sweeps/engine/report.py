@@ -1,0 +1,86 @@
+"""What a sweep shows at its end: the frontier table, verdicts on its claims, and figures, each from the records alone."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from analysis import plots
+from analysis.choice import axis_curves
+from analysis.claims import Claim, Decision, decide, decisions_table
+from analysis.curves import hill_and_river, trunk
+from analysis.frontier import frontier
+from analysis.records import Records, RecordsError
+from sweeps.engine import landscape
+from sweeps.engine.spec import Spec
+
+
+def show_schedules(claims: Iterable[Claim]) -> Callable[[Records, Spec, Console], None]:
+    """The report of a study of schedules: frontier, trunk, best values, hill and river, interpolation, claims."""
+
+    def show(records: Records, spec: Spec, console: Console) -> None:
+        folder = spec.folder / "figures"
+        points = frontier(records)
+        console.print("\n" + points.table("text", notes=False), highlight=False, soft_wrap=True, markup=False)
+        _draw(folder / "frontier", lambda: plots.plot_frontier(points, frontier(records, x="flops_family")), console)
+        _draw(folder / "differences", lambda: plots.plot_differences(points), console)
+        _draw(folder / "trunk", lambda: plots.plot_trunk(trunk(records)), console)
+        searched = [axis for axis in ("decay_fraction", "peak_lr") if axis in {*spec.space.searched, *spec.space.enumerated}]
+        _draw(
+            folder / "best_values",
+            lambda: plots.plot_axis_curves([curve for axis in searched for curve in axis_curves(records, axis)]),
+            console,
+        )
+        _draw(folder / "hill_and_river", lambda: plots.plot_hill_and_river(hill_and_river(records)), console)
+        _draw(folder / "interpolation", lambda: _interpolation(records, spec), console)
+        decisions = decide(list(claims), records)
+        (spec.folder / "claims.json").write_text(json.dumps([_decision(d) for d in decisions], indent=1))
+        (spec.folder / "frontier.md").write_text(points.table("markdown") + "\n")
+        (spec.folder / "claims.md").write_text(decisions_table(decisions, "markdown") + "\n")
+        verdicts: dict[str, list[str]] = {}
+        for decision in decisions:
+            verdicts.setdefault(decision.verdict, []).append(decision.claim.id)
+        words = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items())
+        console.print(f"\nclaims {words}\n  python -m analysis claims {spec.folder}", highlight=False, soft_wrap=True)
+        console.print(f"pictures and tables: {folder}, {spec.folder}", highlight=False, soft_wrap=True)
+
+    return show
+
+
+def _draw(path: Path, make: Callable[[], Figure], console: Console) -> None:
+    """Draw a figure where the records hold what it needs; where they do not, say so."""
+    try:
+        plots.save(make(), path)
+    except (RecordsError, ValueError) as error:
+        console.print(f"no {path.name}: {error}", highlight=False, markup=False)
+
+
+def _interpolation(records: Records, spec: Spec) -> Figure:
+    """Lines between the checkpoints of the best trunk of the first tuning seed, whose states are kept."""
+    mine = records.where(method="wsd", phase="tune", seed=spec.tuning_seeds[0])
+    ids = {branch.trial for branch in trunk(mine).branches}
+    rows = sorted((row for row in mine.trials.to_pylist() if row["trial"] in ids), key=lambda row: row["budget_steps"])
+    configs = {row["key"]: json.loads(row["config"]) for row in rows}
+    table = landscape.lines(spec.study, list(configs.values()), spec.results)
+    table.to_csv(spec.folder / "interpolation.csv", index=False)
+    return plots.plot_interpolation(table)
+
+
+def _decision(decision: Decision) -> dict[str, object]:
+    ends = decision.interval
+    return {
+        "claim": decision.claim.id,
+        "hash": decision.claim.hash,
+        "verdict": decision.verdict,
+        "p_value": decision.p_value,
+        "estimate": decision.estimate,
+        "interval": None if ends is None else [ends.low, ends.high],
+        "roots": decision.roots,
+        "scale": decision.scale,
+        "regime": dict(decision.regime),
+        "looks": decision.looks,
+        "declared_before": decision.declared,
+        "why": decision.why,
+    }

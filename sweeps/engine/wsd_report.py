@@ -1,1 +1,0 @@
-def show(*a): print("SHOW",a)
