@@ -1,8 +1,8 @@
 """Reading results: frontiers, claims, figures, exports. No torch, no Ray, no MLflow.
 
-    import analysis
-    records = analysis.open("results")
-    print(records.frontier(x="flops_nominal", by="method").table("markdown"))
+import analysis
+records = analysis.open("results")
+print(records.frontier(x="flops_nominal", by="method").table("markdown"))
 """
 
 from analysis.choice import Choice, Edge, axis_curves, choose

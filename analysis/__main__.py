@@ -65,7 +65,10 @@ def _claims(records: Records, words: argparse.Namespace) -> None:
 def _replay(records: Records, words: argparse.Namespace) -> None:
     for each, title in _by_regime(records):
         found = replay(each, brackets=words.brackets, arms=words.arms, seed=words.seed, decay_fraction=words.fraction)
-        _write((f"{title}\n\n" if title else "") + found.table("text" if words.format == "rich" else words.format), words.out)
+        _write(
+            (f"{title}\n\n" if title else "") + found.table("text" if words.format == "rich" else words.format),
+            words.out,
+        )
 
 
 def _export(records: Records, words: argparse.Namespace) -> None:
@@ -119,15 +122,21 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.add_argument("results", nargs="+", help="a results folder, a sweep folder, or several")
-        added.add_argument("--where", action="append", default=[], metavar="FIELD=VALUE[,VALUE]", help="only these trials")
+        added.add_argument(
+            "--where", action="append", default=[], metavar="FIELD=VALUE[,VALUE]", help="only these trials"
+        )
         added.set_defaults(command=run)
         return added
 
     formats = ["rich", *FORMATS]
     added = command("frontier", _frontier, "What loss each method reaches per budget, and at what cost.")
     added.add_argument("--x", default="flops_nominal", metavar="COST", help=f"cost axis, one of {', '.join(AXES)}")
-    added.add_argument("--by", nargs="+", default=["method"], metavar="FIELD", help="what makes a group (default: method)")
-    added.add_argument("--reference", nargs="+", default=["cosine"], metavar="GROUP", help="what others are compared with")
+    added.add_argument(
+        "--by", nargs="+", default=["method"], metavar="FIELD", help="what makes a group (default: method)"
+    )
+    added.add_argument(
+        "--reference", nargs="+", default=["cosine"], metavar="GROUP", help="what others are compared with"
+    )
     added.add_argument("--format", choices=formats, default="rich")
     added.add_argument("--out", metavar="FILE", help="write here instead of the terminal")
     added = command("claims", _claims, "Decide the declared claims: reproduced, contradicted or undecided.")

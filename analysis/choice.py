@@ -7,7 +7,7 @@ mean `select` loss wins, ties go to the one proposed first. Diverged, failed and
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,15 +28,20 @@ class Edge:
     value: float
     side: str  # "lowest" | "highest"
     tried: tuple[float, ...]
+    declared: Mapping[str, Any] | None = None  # the axis as {low, high, log, points}, if it was searched as a range
 
     @property
     def words(self) -> str:
-        """The command-line word for this axis with one more value, one grid step beyond the edge."""
+        """The command-line words that search one grid step beyond the edge."""
         values = sorted(self.tried)
         near, edge = (values[1], values[0]) if self.side == "lowest" else (values[-2], values[-1])
         beyond = edge * edge / near if min(values) > 0 else 2 * edge - near
-        grid = [beyond, *values] if self.side == "lowest" else [*values, beyond]
-        return f"space.{self.axis}=[{','.join(f'{v:.2g}' for v in grid)}]"
+        if self.declared is None:
+            grid = [beyond, *values] if self.side == "lowest" else [*values, beyond]
+            return f"space.{self.axis}=[{','.join(f'{v:.2g}' for v in grid)}]"
+        words = f"space.{self.axis}.{'low' if self.side == 'lowest' else 'high'}={beyond:.2g}"
+        points = self.declared.get("points")
+        return words if points is None else f"{words} space.{self.axis}.points={int(points) + 1}"
 
     def __str__(self) -> str:
         return f"{self.axis}={self.value:g} is the {self.side} of {len(self.tried)} tried"
@@ -91,7 +96,7 @@ def trial_frame(records: Records) -> pd.DataFrame:
     configs = [{k: v for k, v in config.items() if k != "seed"} for config in records.configs]
     frame["config_id"] = [json.dumps(c, sort_keys=True) for c in configs]
     for role in ("select", "report"):
-        name, goal = records.metric(role)  # type: ignore[arg-type]
+        name, goal = records.metric(role)
         values = frame[name].astype(float) * (1 if goal == "min" else -1)
         frame[role] = values.where((frame["status"] == "complete") & np.isfinite(values), np.inf)
     frame["status"] = frame["status"].where((frame["status"] != "complete") | np.isfinite(frame["select"]), "diverged")
@@ -117,7 +122,7 @@ def choose(records: Records, by: str | Sequence[str] = "method") -> list[Choice]
     fields = _tuned_fields(records, tune, names)
     choices = []
     for key, rows in tune.groupby([*names, "budget_steps"], sort=True, dropna=False):
-        choice = _choose_one(records, rows, tuple(key[:-1]), int(key[-1]), fields)
+        choice = _choose_one(records, rows, tuple(key[:-1]), int(str(key[-1])), fields(key[:-1]))
         if choice is not None:
             choices.append(choice)
     return choices
@@ -150,7 +155,10 @@ def mean_over_seeds(matrix: pd.DataFrame) -> tuple[pd.Series, str | None]:
         return pd.Series(np.inf, index=matrix.index), None
     means = matrix.where(np.isfinite(matrix)).mean(axis=1).where(complete == most, np.inf)
     short = most < matrix.shape[1]
-    return means, f"no config completed all {matrix.shape[1]} tuning seeds; chosen among those with {most}" if short else None
+    return (
+        means,
+        f"no config completed all {matrix.shape[1]} tuning seeds; chosen among those with {most}" if short else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -177,21 +185,24 @@ def axis_curves(records: Records, axis: str, by: str | Sequence[str] = "method")
     for key, rows in frame[frame["phase"] == "tune"].groupby([*names, "budget_steps"], sort=True, dropna=False):
         seeds = sorted(rows["seed"].unique())
         best: dict[float, tuple[float, np.ndarray]] = {}
-        for value, same in rows.groupby(column, sort=True):
+        for value in sorted(rows[column].dropna().unique()):
+            same = rows[rows[column] == value]
             matrix = seed_matrix(same, "select")
             means, _ = mean_over_seeds(matrix)
-            top = means.idxmin()
+            top = str(means.idxmin())
             best[float(value)] = (float(means[top]), matrix.reindex(columns=seeds).loc[top].to_numpy(dtype=float))
         if len(best) < 2 or not np.isfinite([loss for loss, _ in best.values()]).any():
             continue
         losses = np.array([loss for loss, _ in best.values()])
         at = int(np.argmin(losses))
-        matrix = np.array([row for _, row in best.values()])
-        sigma = _seed_sigma(matrix)
-        roots = int(np.isfinite(matrix[at]).sum())
+        table = np.array([row for _, row in best.values()])
+        sigma = _seed_sigma(table)
+        roots = int(np.isfinite(table[at]).sum())
         near = tuple(bool(b) for b in near_best(losses, sigma))
         values = tuple(best)
-        curve = AxisCurve(axis, tuple(key[:-1]), int(key[-1]), values, tuple(losses), near, values[at], sigma, roots)
+        curve = AxisCurve(
+            axis, tuple(key[:-1]), int(str(key[-1])), values, tuple(losses), near, values[at], sigma, roots
+        )
         curves.append(curve)
     return curves
 
@@ -231,19 +242,26 @@ def _choose_one(
         tried=len(rows),
         configs=len(select),
         proposals=len(proposals) or len(select),
-        counts={status: int(n) for status, n in rows["status"].value_counts().items()},
+        counts={str(status): int(n) for status, n in rows["status"].value_counts().items()},
         edges=_edges(records, rows, chosen, fields),
         best_of=tuple(best_of_k(means[usable].to_numpy(), report[usable].to_numpy())),
         notes=(note,) if note else (),
     )
 
 
-def _tuned_fields(records: Records, tune: pd.DataFrame, names: list[str]) -> list[str]:
-    """Config fields that take several values within some group and budget."""
+def _tuned_fields(records: Records, tune: pd.DataFrame, names: list[str]) -> Callable[[tuple[Any, ...]], list[str]]:
+    """For a group, the config fields that take several values within one of its budgets."""
     skipped = {f"config.{name}" for name in _NOT_TUNED} | set(names)
     columns = [c for c in tune.columns if c.startswith("config.") and c not in skipped]
-    counts = tune.groupby([*names, "budget_steps"], dropna=False)[columns].nunique()
-    return [c for c in columns if (counts[c] > 1).any()]
+    counts = tune.groupby([*names, "budget_steps"], dropna=False)[columns].nunique().groupby(names, dropna=False).max()
+    searched = {f"config.{axis}" for spec in records.sweeps for axis in spec.get("axes") or ()}
+    strange = [c for c in columns if searched and c not in searched and (counts[c] > 1).any()]
+    if strange:
+        words = ", ".join(c.removeprefix("config.") for c in strange)
+        raise RecordsError(f"{words} differs between these trials and no sweep searched it; take where(sweep=...)")
+    rows = zip(counts.index, counts.to_dict("records"), strict=True)
+    by_group = {index if isinstance(index, tuple) else (index,): row for index, row in rows}
+    return lambda group: [c for c in columns if by_group[group][c] > 1]
 
 
 def _refuse_mixed_conditions(records: Records, tune: pd.DataFrame, names: list[str]) -> None:
@@ -253,8 +271,8 @@ def _refuse_mixed_conditions(records: Records, tune: pd.DataFrame, names: list[s
         if tune[column].nunique(dropna=False) > 1:
             word = column.removeprefix("config.")
             raise RecordsError(
-                f"{word} is a condition with {tune[column].nunique(dropna=False)} values here, and a condition is never "
-                f"tuned over; filter with records.where({word}=...) or add {word!r} to by"
+                f"{word} is a condition with {tune[column].nunique(dropna=False)} values here, and a condition is "
+                f"never tuned over; filter with records.where({word}=...) or add {word!r} to by"
             )
 
 
@@ -267,11 +285,12 @@ def _edges(records: Records, rows: pd.DataFrame, chosen: pd.Series, fields: list
         tried = tuple(sorted(float(v) for v in rows[column].dropna().unique()))
         if len(tried) < 2 or pd.isna(chosen[column]):
             continue
-        low, high = _bounds(records, axis) or (tried[0], tried[-1])
+        declared = declared_range(records, axis)
+        low, high = (declared["low"], declared["high"]) if declared else (tried[0], tried[-1])
         value = float(chosen[column])
         side = "lowest" if _at(value, low, high) else "highest" if _at(value, high, low) else None
         if side:
-            edges.append(Edge(axis, value, side, tried))
+            edges.append(Edge(axis, value, side, tried, declared))
     return tuple(edges)
 
 
@@ -282,15 +301,19 @@ def _at(value: float, end: float, other: float) -> bool:
     return abs(value - end) <= 0.02 * abs(other - end)
 
 
-def _bounds(records: Records, axis: str) -> tuple[float, float] | None:
-    """The ends of a continuous axis as sweep.json declares it: `{"low": ..., "high": ...}`; grids declare none."""
-    ends = []
+def declared_range(records: Records, axis: str) -> dict[str, Any] | None:
+    """A searched axis as sweep.json declares it, `{low, high, ...}`, the widest over the sweeps; None for a list."""
+    found: dict[str, Any] | None = None
     for spec in records.sweeps:
         axes = spec.get("axes")
         declared = axes.get(axis) if isinstance(axes, Mapping) else None
-        if isinstance(declared, Mapping) and {"low", "high"} <= set(declared):
-            ends.append((float(declared["low"]), float(declared["high"])))
-    return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else None
+        if not isinstance(declared, Mapping) or not {"low", "high"} <= set(declared):
+            continue
+        low, high = float(declared["low"]), float(declared["high"])
+        if found is not None:
+            low, high = min(low, found["low"]), max(high, found["high"])
+        found = {**declared, "low": low, "high": high}
+    return found
 
 
 def _short(value: Any) -> str:

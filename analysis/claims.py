@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -79,10 +79,10 @@ class Evidence:
     seeds: str  # "fresh" | "any"
 
     @classmethod
-    def of(cls, records: Records, seeds: str) -> Evidence:
+    def of(cls, records: Records) -> Evidence:
         """Evidence of all trials; freshness is judged before any filter."""
         choices = {(str(c.group[0]), c.budget): c for c in choose(records, "method")} if len(records) else {}
-        return cls(records, trial_frame(records), choices, seeds)
+        return cls(records, trial_frame(records), choices, "any")
 
     def final(self, choice: Choice) -> pd.Series:
         """Report loss by seed of a chosen config, on the claim's seeds."""
@@ -119,18 +119,23 @@ def decide(
 ) -> list[Decision]:
     """Decide `claims` on `records`, which must hold one regime; all claims given are corrected together."""
     if statistics is None:
-        from analysis.wsd_claims import STATISTICS as statistics  # noqa: N811
+        from analysis.wsd_claims import STATISTICS
+
+        statistics = STATISTICS
     unknown = sorted({c.statistic for c in claims} - set(statistics))
     if unknown:
         raise RecordsError(f"no statistic {', '.join(unknown)}; there are {', '.join(statistics)}")
     regime = _regime(records)
-    evidence = {seeds: Evidence.of(records, seeds) for seeds in sorted({c.seeds for c in claims})}
+    every = Evidence.of(records)
+    evidence = {seeds: replace(every, seeds=seeds) for seeds in ("fresh", "any")}
     observed = [_observe(claim, evidence[claim.seeds], statistics) for claim in claims]
     judged = [_judge(claim, seen) for claim, seen in zip(claims, observed, strict=True)]
     testable = [i for i, (_, why) in enumerate(judged) if not why]
     corrected_for = dict(zip(testable, holm([judged[i][0].p_for for i in testable]), strict=True))
     corrected_against = dict(zip(testable, holm([judged[i][0].p_against for i in testable]), strict=True))
-    hashes = {entry.get("hash") for spec in records.sweeps for entry in spec.get("claims") or () if isinstance(entry, dict)}
+    hashes = {
+        entry.get("hash") for spec in records.sweeps for entry in spec.get("claims") or () if isinstance(entry, dict)
+    }
     looks = sum(int(spec.get("looks", 1)) for spec in records.sweeps) or 1
     decisions = []
     for i, (claim, seen, (test, why)) in enumerate(zip(claims, observed, judged, strict=True)):
@@ -197,15 +202,17 @@ def _observe(claim: Claim, evidence: Evidence, statistics: Mapping[str, Statisti
             frame = frame[frame[records.column(name)].isin(allowed)]
         if frame.empty:
             return Observation(pd.DataFrame(), missing="no trial meets its condition")
-        return statistics[claim.statistic](Evidence(records, frame, evidence.choices, evidence.seeds), **claim.arguments)
+        return statistics[claim.statistic](
+            Evidence(records, frame, evidence.choices, evidence.seeds), **claim.arguments
+        )
     except RecordsError as error:
         return Observation(pd.DataFrame(), missing=str(error))
 
 
 def _judge(claim: Claim, seen: Observation) -> tuple[_Test, str]:
     """The tests of a claim before correction, and why it cannot be decided, if so."""
-    way = f"; `{claim.command}` makes them" if claim.command else ""
     if seen.missing or seen.parts.empty:
+        way = f"; `{claim.command}` makes them" if claim.command else ""
         return _Test(), f"the trials it needs are missing: {seen.missing or 'no roots'}{way}"
     roots = int(seen.parts.notna().sum().min())
     pairs = {str(c): claim_p(seen.parts[c].to_numpy(dtype=float), claim.direction, claim.margin) for c in seen.parts}
@@ -214,7 +221,7 @@ def _judge(claim: Claim, seen: Observation) -> tuple[_Test, str]:
     test = _Test(pairs[weakest][0], min(1.0, pairs[worst][1] * len(pairs)), weakest, worst, roots)
     if roots < MIN_ROOTS:
         kind = "fresh seeds" if claim.seeds == "fresh" else "seeds"
-        return test, f"{roots} roots, a decision needs {MIN_ROOTS}: more {kind}, seeds=N{way}"
+        return test, f"it has {roots} of the {MIN_ROOTS} {kind} a decision needs: `{claim.command} seeds=5`"
     if seen.edges:
         return test, "an optimum lies at the edge of its space: " + "; ".join(seen.edges)
     return test, ""

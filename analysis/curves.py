@@ -46,7 +46,9 @@ def import_curves(
     except pa.ArrowException as error:
         raise RecordsError(f"{file}: step, lr and loss must be numbers ({error})") from error
     if not len(step) or (np.diff(step) <= 0).any() or (step % 1 != 0).any():
-        raise RecordsError(f"{file}: step must be increasing whole numbers, one row at least; got {step[:5].tolist()} ...")
+        raise RecordsError(
+            f"{file}: step must be increasing whole numbers, one row at least; got {step[:5].tolist()} ..."
+        )
     if tokens_per_step < 1:
         raise RecordsError(f"tokens_per_step must be 1 or more, got {tokens_per_step}")
 
@@ -139,7 +141,9 @@ def trunk(records: Records, loss: str = "select/loss", **conditions: Any) -> Tru
             continue
         stems.append(stem)
         branch_curve = pd.concat([stem.tail(1), after])
-        branches.append(Branch(row.trial, str(row.name), int(row.budget_steps), int(stem["step"].iloc[-1]), branch_curve))
+        branches.append(
+            Branch(row.trial, str(row.name), int(row.budget_steps), int(stem["step"].iloc[-1]), branch_curve)
+        )
     if not branches:
         raise RecordsError("these wsd trials have no measurements on both sides of a decay; nothing to draw")
     curve = pd.concat(stems).drop_duplicates("step").sort_values("step")

@@ -1,7 +1,8 @@
 """The frontier: what loss each method reaches per budget, and what that costs.
 
-The config of a point is chosen on `select` data with tuning seeds; its value is the mean `report` loss over fresh seeds,
-and is marked where there are none. Bands are t intervals over roots, differences to the reference are paired by seed.
+The config of a point is chosen on `select` data with tuning seeds; its value is the mean `report` loss over fresh
+seeds, and is marked where there are none. Bands are t intervals over roots, differences to the
+reference are paired by seed.
 """
 
 from __future__ import annotations
@@ -91,7 +92,17 @@ class Frontier:
     def table(self, format: str = "text", notes: bool = True) -> str:
         """The frontier as "text", "markdown" or "latex", followed by tuning effort and notes."""
         reference = " ".join(map(str, self.reference or ("reference",)))
-        header = ["budget", *self.by, "config", self.x, self.report, "bits/byte", "roots", f"vs {reference}", "over documents"]
+        header = [
+            "budget",
+            *self.by,
+            "config",
+            self.x,
+            self.report,
+            "bits/byte",
+            "roots",
+            f"vs {reference}",
+            "over documents",
+        ]
         header += [f"{reference} cost x", "tried", "edge"]
         body = tables.render(header, [self._cells(point) for point in self.points], format)
         if not notes:
@@ -108,7 +119,8 @@ class Frontier:
 
     def _row(self, point: FrontierPoint) -> dict[str, Any]:
         def ends(name: str, interval: Interval | None) -> dict[str, float | None]:
-            return {f"{name}_low": interval and interval.low, f"{name}_high": interval and interval.high}
+            low, high = (None, None) if interval is None else (interval.low, interval.high)
+            return {f"{name}_low": low, f"{name}_high": high}
 
         return {
             **dict(zip(self.by, point.group, strict=True)),
@@ -163,7 +175,7 @@ class Frontier:
 def frontier(
     records: Records, x: str = "flops_nominal", by: str | Sequence[str] = "method", reference: Any = "cosine"
 ) -> Frontier:
-    """The frontier of one regime: per group (columns or config fields `by`) and budget, the chosen config's report loss.
+    """The frontier of one regime: per group (columns or config fields `by`) and budget, the chosen config's loss.
 
     `x` is one of AXES; `reference` is the group that differences and compute multipliers refer to. Several regimes are
     refused (see `frontiers`), as are device seconds of several device types.
@@ -209,10 +221,11 @@ def frontier(
             multiplier = reached / cost
         other = finals.get((wanted, choice.budget))
         pair = _paired(trials, other[0], sign) if other and choice.group != wanted else (None, None, 0, None, 0)
+        bits = _mean(trials.loc[np.isfinite(trials["report"]), "report/bits_per_byte"])
         interval = t_interval(sign * values) if len(complete) == len(values) else None
         point = FrontierPoint(
             choice.group, choice.budget, cost, choice.label, sign * loss, interval, len(complete), fresh,
-            _mean(trials.loc[np.isfinite(trials["report"]), "report/bits_per_byte"]), sign * choice.select, *pair, multiplier, bound, choice, (*choice.notes, *remarks),
+            bits, sign * choice.select, *pair, multiplier, bound, choice, (*choice.notes, *remarks),
         )  # fmt: skip
         points.append(point)
         title = f"{' '.join(map(str, choice.group))} at {choice.budget} steps"
@@ -221,7 +234,7 @@ def frontier(
     notes += _without_choice(frame, names, choices)
     efforts, unattributed = _efforts(records, frame, names)
     if unattributed:
-        notes.append(f"{unattributed} executed steps of the ledger belong to no measured state of these trials")
+        notes.append(f"{unattributed:,} executed steps end where no trial was measured, and are in no method's sum")
     if points and not any(point.fresh for point in points):
         notes.append("no fresh seeds yet: every value is of the seeds that chose the config")
     scale = ", ".join(sorted(set(frame["scale"].dropna()))) or "unknown"
@@ -257,7 +270,7 @@ def _final_trials(frame: pd.DataFrame, choice: Choice) -> tuple[pd.DataFrame, bo
 def _paired(
     mine: pd.DataFrame, theirs: pd.DataFrame, sign: int
 ) -> tuple[float | None, Interval | None, int, Interval | None, int]:
-    """Mean difference over common seeds, its interval over roots, their number; interval over documents, their number."""
+    """Mean difference over common seeds, its interval over roots and their number; the same over documents."""
     both = mine.merge(theirs, on="seed", suffixes=("", "_reference"))
     both = both[np.isfinite(both["report"]) & np.isfinite(both["report_reference"])]
     if both.empty:
@@ -273,18 +286,26 @@ def _document_differences(both: pd.DataFrame) -> np.ndarray | None:
     """Per-document loss difference, averaged over seeds, shape `[documents]`; None where documents do not match."""
     name = "report/document_losses"
     mine, theirs = both[name].tolist(), both[f"{name}_reference"].tolist()
-    rows = [(a, b) for a, b in zip(mine, theirs, strict=True) if isinstance(a, np.ndarray) and isinstance(b, np.ndarray)]
+    rows = [
+        (a, b) for a, b in zip(mine, theirs, strict=True) if isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+    ]
     if not rows or len({len(v) for pair in rows for v in pair}) != 1:
         return None
     return np.mean([a.astype(float) - b.astype(float) for a, b in rows], axis=0)
 
 
 def _efforts(records: Records, frame: pd.DataFrame, names: list[str]) -> tuple[tuple[Effort, ...], int]:
-    """Tuning effort per group; a stage belongs to the groups whose trials pass through its end state."""
+    """Tuning effort per group, and the executed steps that could not be given to any.
+
+    A stage belongs to the groups whose trials pass through it: as its column `trials` says, else by its end state.
+    """
     states = pd.concat([records.to_pandas("measurements")[["sweep", "trial", "key"]], frame[["sweep", "trial", "key"]]])
     owners = frame[["sweep", "trial", "phase", *names]]
-    passing = states.dropna().drop_duplicates().merge(owners, on=["sweep", "trial"])
     ledger = records.to_pandas("ledger")
+    if "trials" in ledger:
+        stages = ledger[["sweep", "stage", "trials"]].explode("trials")
+        states = pd.concat([states, stages.rename(columns={"trials": "trial", "stage": "key"})])
+    passing = states.dropna().drop_duplicates().merge(owners, on=["sweep", "trial"])
     known = ledger["stage"].isin(passing["key"])
     unattributed = int(ledger.loc[~known, "executed_steps"].sum())
     ledger = ledger.drop_duplicates(["sweep", "stage", "started_at", "from_step"])
@@ -296,7 +317,7 @@ def _efforts(records: Records, frame: pd.DataFrame, names: list[str]) -> tuple[t
         steps = int(ledger.loc[ledger["stage"].isin(mine["key"]), "executed_steps"].sum()) if len(ledger) else None
         tune = rows[rows["phase"] == "tune"]
         proposals = tune[["cell", "proposal"]].dropna(subset="proposal").drop_duplicates()
-        counts = {status: int(n) for status, n in tune["status"].value_counts().items()}
+        counts = {str(status): int(n) for status, n in tune["status"].value_counts().items()}
         unfresh = int(((rows["phase"] == "confirm") & ~rows["fresh"]).sum())
         efforts.append(Effort(group, len(tune), len(proposals) or tune["config_id"].nunique(), steps, counts, unfresh))
     return tuple(efforts), unattributed
@@ -306,7 +327,7 @@ def _without_choice(frame: pd.DataFrame, names: list[str], choices: list[Choice]
     chosen = {(c.group, c.budget) for c in choices}
     notes = []
     for key, rows in frame[frame["phase"] == "tune"].groupby([*names, "budget_steps"], sort=True, dropna=False):
-        if (tuple(key[:-1]), int(key[-1])) not in chosen:
+        if (tuple(key[:-1]), int(str(key[-1]))) not in chosen:
             states = ", ".join(f"{n} {state}" for state, n in rows["status"].value_counts().items())
             notes.append(f"{' '.join(map(str, key[:-1]))} at {key[-1]} steps: no point, no trial completed ({states})")
     return notes
@@ -314,10 +335,10 @@ def _without_choice(frame: pd.DataFrame, names: list[str], choices: list[Choice]
 
 def _effort_text(effort: Effort) -> str:
     states = ", ".join(f"{n} {state}" for state, n in effort.counts.items())
-    steps = "" if effort.executed_steps is None else f", {effort.executed_steps:,} executed steps"
+    steps = "" if effort.executed_steps is None else f", executed steps {effort.executed_steps:,}"
     unfresh = f"; {effort.unfresh} confirm trials are not fresh" if effort.unfresh else ""
     group = " ".join(map(str, effort.group))
-    return f"{group}: {effort.proposals} proposals, {effort.trials} trials ({states}){steps}{unfresh}"
+    return f"{group}: proposals {effort.proposals}, trials {effort.trials} ({states}){steps}{unfresh}"
 
 
 def _reach(value: float, interval: Interval | None) -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from analysis.choice import AxisCurve
 from analysis.curves import Trunk
@@ -28,9 +28,16 @@ STYLES: dict[str, tuple[str, str, str, str]] = {
     "wsd": ("WSD", "#b5179e", "s", "--"),
     "wsd_s": ("WSD-S", "#2a9d8f", "^", "-."),
     "cyclic_cosine": ("cyclic cosine", "#f4a261", "D", ":"),
+    "low_constant": ("constant at a low rate", "#adb5bd", "P", "--"),
     "constant": ("constant", "#8d99ae", "v", (0, (5, 1, 1, 1, 1, 1))),  # type: ignore[dict-item]
 }
-_SPARE = [("#1d3557", "o", "-"), ("#c1121f", "s", "--"), ("#4895ef", "^", "-."), ("#e9a03b", "D", ":"), ("#9aa5b1", "v", "--")]
+_SPARE = [
+    ("#1d3557", "o", "-"),
+    ("#c1121f", "s", "--"),
+    ("#4895ef", "^", "-."),
+    ("#e9a03b", "D", ":"),
+    ("#9aa5b1", "v", "--"),
+]
 LABELS = {
     "steps_nominal": "training steps of this checkpoint alone",
     "steps_family": "training steps of the whole family so far",
@@ -52,7 +59,7 @@ LABELS = {
     "peak_lr": "peak learning rate",
     "decay_fraction": "decay fraction of the budget",
 }
-_RC = {
+_RC: Any = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.grid": True, "grid.color": "#e3e3e8", "grid.linewidth": 0.7,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "legend.fontsize": 8,
     "legend.frameon": False, "svg.fonttype": "none", "figure.dpi": 150, "svg.hashsalt": "anabranch",
@@ -101,7 +108,9 @@ def plot_frontier(*frontiers: Frontier) -> Figure:
             axes.plot([], [], color=colour, linestyle=dashes, marker=marker, label=label)
             for point in points:
                 face = colour if point.fresh else "white"
-                axes.plot(point.cost, point.loss, marker=marker, color=colour, markerfacecolor=face, markersize=6, zorder=4)
+                axes.plot(
+                    point.cost, point.loss, marker=marker, color=colour, markerfacecolor=face, markersize=6, zorder=4
+                )
             banded = [p for p in points if p.interval is not None]
             low, high = ([getattr(p.interval, end) for p in banded] for end in ("low", "high"))
             axes.fill_between([p.cost for p in banded], low, high, color=colour, alpha=0.13, linewidth=0)
@@ -115,7 +124,7 @@ def plot_frontier(*frontiers: Frontier) -> Figure:
 
 @_styled
 def plot_differences(frontier: Frontier) -> Figure:
-    """Difference to the reference per budget, paired by seed: root-to-root noise cancels, which the frontier cannot show."""
+    """Difference to the reference per budget, paired by seed: what a root does to all cancels."""
     figure, (axes,) = _panels(1, width=6.0, height=3.6)
     budgets = sorted({p.budget for p in frontier.points})
     groups = [g for g in frontier.groups() if g != frontier.reference]
@@ -151,23 +160,32 @@ def plot_trunk(trunk: Trunk, loss: str = "select/loss") -> Figure:
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
     known = trunk.curve.dropna(subset=[loss])
     stem = dict(color=STYLES["cosine"][1], linewidth=1.6, zorder=3)
-    top.plot(known["tokens"], known[loss], label="trunk (stable phase)", **stem)  # type: ignore[arg-type]
-    bottom.plot(trunk.curve["tokens"], trunk.curve["lr"], **stem)  # type: ignore[arg-type]
+    top.plot(known["tokens"], known[loss], label="trunk (stable phase)", **stem)
+    bottom.plot(trunk.curve["tokens"], trunk.curve["lr"], **stem)
     shown = {b.budget: b for b in trunk.branches}
     for at, branch in enumerate(trunk.branches):
         curve = branch.curve.dropna(subset=[loss])
         look = dict(color=STYLES["wsd"][1], linestyle="--", linewidth=1.3, zorder=4)
         label = "decay of a budget" if at == 0 else None
-        top.plot(curve["tokens"], curve[loss], label=label, **look)  # type: ignore[arg-type]
-        top.plot(curve["tokens"].iloc[-1], curve[loss].iloc[-1], marker="s", color=look["color"], markersize=5, zorder=5)
-        bottom.plot(curve["tokens"], curve["lr"], **look)  # type: ignore[arg-type]
+        top.plot(curve["tokens"], curve[loss], label=label, **look)
+        top.plot(
+            curve["tokens"].iloc[-1], curve[loss].iloc[-1], marker="s", color=look["color"], markersize=5, zorder=5
+        )
+        bottom.plot(curve["tokens"], curve["lr"], **look)
     ends = np.concatenate([b.curve[loss].dropna().to_numpy() for b in trunk.branches])
     after_warmup = known[known["phase_of_schedule"] != "warmup"][loss]
     high = after_warmup.quantile(0.97) if len(after_warmup) else known[loss].max()
     top.set_ylim(ends.min() - 0.14 * (high - ends.min()), high + 0.25 * (high - ends.min()))
     for branch in shown.values():
         last = branch.curve.dropna(subset=[loss]).iloc[-1]
-        top.annotate(f"{branch.budget:,}", (last["tokens"], last[loss]), (0, -11), textcoords="offset points", ha="center", fontsize=7)
+        top.annotate(
+            f"{branch.budget:,}",
+            (last["tokens"], last[loss]),
+            (0, -11),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+        )
     top.set_ylabel(_label(loss))
     top.set_title(trunk.title + " (numbers: budget in steps)")
     top.legend(loc="upper right")
@@ -195,7 +213,9 @@ def plot_axis_curves(curves: Sequence[AxisCurve]) -> Figure:
             for place, curve in zip(x, same, strict=True):
                 axes.plot([place] * len(curve.values), curve.values, ".", color="#b8bcc6", markersize=3, zorder=2)
                 near = [v for v, close in zip(curve.values, curve.near, strict=True) if close]
-                axes.plot([place] * 2, [min(near), max(near)], color=colour, alpha=0.45, linewidth=5, solid_capstyle="round")
+                axes.plot(
+                    [place] * 2, [min(near), max(near)], color=colour, alpha=0.45, linewidth=5, solid_capstyle="round"
+                )
             label = f"{name} ({_counts([c.roots for c in same])} tuning seeds)"
             best = [c.best for c in same]
             axes.plot(x, best, color=colour, marker=marker, linestyle=dashes, markersize=6, label=label, zorder=4)
@@ -208,7 +228,9 @@ def plot_axis_curves(curves: Sequence[AxisCurve]) -> Figure:
         axes.set_xlabel(LABELS["budget"])
         axes.set_ylabel(_label(field))
         axes.set_title("bars: within 3e-3 nats or two seed sigmas")
-    handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
     return figure
 
@@ -218,12 +240,16 @@ def plot_interpolation(table: pd.DataFrame) -> Figure:
     """Loss along straight lines between checkpoints; `table` has the columns pair, alpha (0 to 1), loss."""
     missing = {"pair", "alpha", "loss"} - set(table.columns)
     if missing:
-        raise ValueError(f"the interpolation table needs the columns pair, alpha, loss; {', '.join(sorted(missing))} missing")
+        raise ValueError(
+            f"the interpolation table needs the columns pair, alpha, loss; {', '.join(sorted(missing))} missing"
+        )
     figure, (axes,) = _panels(1, width=5.8, height=3.6)
     for at, (pair, rows) in enumerate(table.groupby("pair", sort=False)):
         colour, marker, dashes = _SPARE[at % len(_SPARE)]
         line = rows.groupby("alpha", as_index=False)["loss"].mean()
-        axes.plot(line["alpha"], line["loss"], color=colour, marker=marker, linestyle=dashes, markersize=4, label=str(pair))
+        axes.plot(
+            line["alpha"], line["loss"], color=colour, marker=marker, linestyle=dashes, markersize=4, label=str(pair)
+        )
     axes.set_xlabel("share α of the way from the first checkpoint to the second")
     axes.set_ylabel(LABELS["report/loss"])
     _legend_below(figure, axes)
@@ -261,13 +287,13 @@ def plot_best_of_k(frontier: Frontier) -> Figure:
         axes.plot(k, last.choice.best_of, color=colour, marker=marker, linestyle=dashes, markersize=5, label=label)
     axes.set_xlabel("configs tried, k")
     axes.set_ylabel("expected report loss of the chosen\n(nats per token)")
-    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend_below(figure, axes)
     return figure
 
 
 def style(group: tuple[Any, ...], at: int) -> tuple[str, str, str, Any]:
-    """Display name, colour, marker and line style of a group: its own if a method is named in it, else the `at`-th spare."""
+    """Display name, colour, marker and line style of a group: its method's own, else the `at`-th spare."""
     named = [part for part in group if str(part) in STYLES]
     rest = [f"{part:g}" if isinstance(part, float) else str(part) for part in group if part not in named]
     if named and not rest:

@@ -98,7 +98,7 @@ class Records:
         return column_named(name, self.trials.column_names)
 
     def where(self, **conditions: Any) -> Records:
-        """The trials that meet all conditions, their measurements, and the ledgers of their sweeps.
+        """The trials that meet all conditions, their measurements, and the stages that no other trial alone owns.
 
         A condition is a value or a list of values of a column or of a config field:
         `records.where(method="wsd", budget_steps=[500, 1000])`.
@@ -108,13 +108,7 @@ class Records:
             values = self.trials.column(self.column(name)).to_pandas()
             many = isinstance(wanted, Iterable) and not isinstance(wanted, str | bytes)
             mask &= values.isin(list(wanted)).to_numpy() if many else (values == wanted).to_numpy(dtype=bool)
-        kept = self.trials.filter(pa.array(mask))
-        return replace(
-            self,
-            trials=kept,
-            measurements=_belonging(self.measurements, kept),
-            ledger=self.ledger.filter(pc.is_in(self.ledger.column("sweep"), pc.unique(kept.column("sweep")))),
-        )
+        return self._only(mask)
 
     def regimes(self) -> tuple[dict[str, Any], ...]:
         """The distinct problems in these records: what must be equal for two losses to be compared."""
@@ -128,9 +122,19 @@ class Records:
         mask = np.ones(len(frame), dtype=bool)
         for name, value in regime.items():
             mask &= (frame[name].isna() if value is None else frame[name] == value).to_numpy(dtype=bool)
-        kept = self.trials.filter(pa.array(mask))
-        ledger = self.ledger.filter(pc.is_in(self.ledger.column("sweep"), pc.unique(kept.column("sweep"))))
-        return replace(self, trials=kept, measurements=_belonging(self.measurements, kept), ledger=ledger)
+        return self._only(mask)
+
+    def _only(self, mask: np.ndarray) -> Records:
+        if mask.all():
+            return self
+        trials = self.trials.filter(pa.array(mask))
+        owned = _belonging(self.measurements, trials)
+        kept = pd.concat([trials.column("key").to_pandas(), owned.column("key").to_pandas()])
+        every = pd.concat([self.trials.column("key").to_pandas(), self.measurements.column("key").to_pandas()])
+        stages = self.ledger.column("stage").to_pandas()
+        sweeps = self.ledger.column("sweep").to_pandas().isin(trials.column("sweep").to_pandas())
+        ledger = self.ledger.filter(pa.array((sweeps & (stages.isin(kept) | ~stages.isin(every))).to_numpy(dtype=bool)))
+        return replace(self, trials=trials, measurements=owned, ledger=ledger)
 
     def metric(self, role: Literal["select", "report"]) -> tuple[str, Literal["min", "max"]]:
         """Name and goal of the metric that chooses (`select`) or decides (`report`)."""
@@ -141,7 +145,9 @@ class Records:
             if role in spec and spec.get("sweep") in present
         } or {(f"{role}/loss", "min")}
         if len(named) > 1:
-            raise RecordsError(f"these sweeps have different {role} metrics {sorted(named)}; take one: where(sweep=...)")
+            raise RecordsError(
+                f"these sweeps have different {role} metrics {sorted(named)}; take one: where(sweep=...)"
+            )
         name, goal = named.pop()
         if name not in self.trials.column_names:
             raise RecordsError(f"the trials have no column {name!r}, which sweep.json names as {role} metric")
@@ -263,7 +269,9 @@ def _read_specs(file: Path) -> tuple[Mapping[str, Any], ...]:
         raise RecordsError(f"{file} is not JSON ({error}); {_REBUILD}") from error
     specs = spec if isinstance(spec, list) else [spec]
     if not all(isinstance(one, dict) for one in specs):
-        raise RecordsError(f"{file} must hold one object (or a list of them), got {type(specs[0]).__name__}; {_REBUILD}")
+        raise RecordsError(
+            f"{file} must hold one object (or a list of them), got {type(specs[0]).__name__}; {_REBUILD}"
+        )
     return tuple(specs)
 
 
@@ -272,7 +280,9 @@ def _with_schema(table: pa.Table, name: str, file: Path | None = None) -> pa.Tab
     where = file or f"the {name} table"
     missing = [c for c in REQUIRED[name] if c not in table.column_names]
     if missing:
-        raise RecordsError(f"{where} lacks the column {', '.join(missing)}: it is no {name} table of a sweep; {_REBUILD}")
+        raise RecordsError(
+            f"{where} lacks the column {', '.join(missing)}: it is no {name} table of a sweep; {_REBUILD}"
+        )
     for column, wanted in SCHEMAS[name].items():
         if column not in table.column_names:
             table = table.append_column(column, pa.nulls(table.num_rows, wanted))
@@ -284,18 +294,24 @@ def _with_schema(table: pa.Table, name: str, file: Path | None = None) -> pa.Tab
             table = table.set_column(at, column, table.column(at).cast(wanted))
         except pa.ArrowException as error:
             found = table.schema.field(at).type
-            raise RecordsError(f"{where}: column {column!r} must be {wanted}, got {found} ({error}); {_REBUILD}") from error
+            raise RecordsError(
+                f"{where}: column {column!r} must be {wanted}, got {found} ({error}); {_REBUILD}"
+            ) from error
     return table
 
 
 def _check_trials(table: pa.Table, file: Path) -> None:
     for column in REQUIRED["trials"]:
         if column != "root" and table.column(column).null_count:
-            raise RecordsError(f"{file}: column {column!r} has {table.column(column).null_count} empty rows; {_REBUILD}")
+            raise RecordsError(
+                f"{file}: column {column!r} has {table.column(column).null_count} empty rows; {_REBUILD}"
+            )
     for column, allowed in (("status", STATUSES), ("phase", PHASES)):
         strange = set(pc.unique(table.column(column)).to_pylist()) - set(allowed)
         if strange:
-            raise RecordsError(f"{file}: {column} must be one of {', '.join(allowed)}, got {sorted(strange)}; {_REBUILD}")
+            raise RecordsError(
+                f"{file}: {column} must be one of {', '.join(allowed)}, got {sorted(strange)}; {_REBUILD}"
+            )
     for row, text in enumerate(table.column("config").to_pylist()):
         try:
             known = isinstance(json.loads(text), dict)

@@ -2,8 +2,8 @@
 
 `stable` ranks the trunks of a bracket at each rung by the loss before the decay, `decayed` by the loss after a decay
 branch that is trained for the purpose and charged for. The rungs are the budgets. With the steps that `stable` saves it
-keeps more trunks per rung, so that both spend about the same. Whatever reaches the last budget is decayed there, and the
-best of it on select loss is the pick; regret is the pick's loss minus the best of the bracket.
+keeps more trunks per rung, so that both spend about the same. Whatever reaches the last budget is decayed there, and
+the best of it on select loss is the pick; regret is the pick's loss minus the best of the bracket.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -68,9 +68,23 @@ class Replay:
 
     def table(self, format: str = "text") -> str:
         """Rules with regret and cost, then how well each rung ranks the trunks."""
-        header = ["rung judged by", "trunks per rung", "steps per bracket", "regret (nats)", "95 % over roots", "picks the best"]
+        header = [
+            "rung judged by",
+            "trunks per rung",
+            "steps per bracket",
+            "regret (nats)",
+            "95 % over roots",
+            "picks the best",
+        ]
         rows = [
-            [r.rule, " > ".join(map(str, r.keep)), f"{r.steps:,}", f"{r.regret:.4f}", str(r.interval or ""), f"{r.best_share:.0%}"]
+            [
+                r.rule,
+                " > ".join(map(str, r.keep)),
+                f"{r.steps:,}",
+                f"{r.regret:.4f}",
+                str(r.interval or ""),
+                f"{r.best_share:.0%}",
+            ]
             for r in self.results
         ]
         ranks = ["budget", "rank correlation, stable", "rank correlation, decayed"]
@@ -107,8 +121,13 @@ def trunks(records: Records, decay_fraction: float | None = None, decay_shape: s
     forks = {key: _fork(curve) for key, curve in curves.dropna(subset=["select/loss"]).groupby(["sweep", "trial"])}
     at = [forks.get(key, (np.nan, np.inf)) for key in zip(frame["sweep"], frame["trial"], strict=True)]
     frame["fork"], frame["stable"] = [a for a, _ in at], [b for _, b in at]
-    wide = {v: frame.pivot_table(index=["trunk", "seed"], columns="budget_steps", values=v, aggfunc="first", dropna=False) for v in ("stable", "select")}
-    ran = frame.assign(ran=1).pivot_table(index=["trunk", "seed"], columns="budget_steps", values="ran", aggfunc="first")
+    wide = {
+        v: frame.pivot_table(index=["trunk", "seed"], columns="budget_steps", values=v, aggfunc="first", dropna=False)
+        for v in ("stable", "select")
+    }
+    ran = frame.assign(ran=1).pivot_table(
+        index=["trunk", "seed"], columns="budget_steps", values="ran", aggfunc="first"
+    )
     # A diverged trunk has no later rungs; any other gap means it was not trained to the end.
     diverged = frame[frame["status"] == "diverged"].groupby(["trunk", "seed"]).size().reindex(ran.index).notna()
     whole = ran.notna().all(axis=1) | diverged
@@ -120,7 +139,9 @@ def trunks(records: Records, decay_fraction: float | None = None, decay_shape: s
     decay = frame["budget_steps"] - frame["fork"]
     decay_steps = decay.groupby(frame["budget_steps"]).median().to_numpy()
     labels = tuple(f"{json.loads(t).get('peak_lr')}" for t, _ in kept)
-    arrays = [table.reindex(kept).reindex(columns=budgets).fillna(np.inf).to_numpy(dtype=float) for table in wide.values()]
+    arrays = [
+        table.reindex(kept).reindex(columns=budgets).fillna(np.inf).to_numpy(dtype=float) for table in wide.values()
+    ]
     seeds = kept.get_level_values("seed").to_numpy()
     return Trunks(seeds, labels, budgets, decay_steps, arrays[0], arrays[1], tuple(notes))
 
@@ -141,7 +162,9 @@ def replay(
     pool = trunks(records, **which)
     count, rungs = pool.decayed.shape
     if rungs < 2 or count < 3:
-        raise RecordsError(f"replay needs two budgets and three trunks, got {rungs} and {count}; add budgets or proposals")
+        raise RecordsError(
+            f"replay needs two budgets and three trunks, got {rungs} and {count}; add budgets or proposals"
+        )
     if np.isnan(pool.decay_steps).any():
         raise RecordsError("replay needs the measurement before each decay, and some budgets have none")
     size = min(8, max(3, count // 2)) if arms is None else arms
@@ -173,7 +196,11 @@ def replay(
     )  # fmt: skip
     usable = np.isfinite(pool.decayed[:, -1])
     agreement = tuple(
-        (int(b), _rank(pool.stable[usable, i], pool.decayed[usable, -1]), _rank(pool.decayed[usable, i], pool.decayed[usable, -1]))
+        (
+            int(b),
+            _rank(pool.stable[usable, i], pool.decayed[usable, -1]),
+            _rank(pool.decayed[usable, i], pool.decayed[usable, -1]),
+        )
         for i, b in enumerate(pool.budgets)
     )
     notes = list(pool.notes)
@@ -183,8 +210,16 @@ def replay(
     if lost:
         notes.append(f"{lost} of {regrets['random'].size} random picks had diverged; means are over finite regrets")
     return Replay(
-        results, _mean(difference), _over_roots(difference), agreement, regrets["stable"].size, size, count, len(roots), tuple(notes)
-    )  # fmt: skip
+        results,
+        difference=_mean(difference),
+        difference_interval=_over_roots(difference),
+        agreement=agreement,
+        brackets=difference.size,
+        arms=size,
+        trunks=count,
+        roots=len(roots),
+        notes=tuple(notes),
+    )
 
 
 def bracket_steps(keep: Sequence[int], pool: Trunks, rule: str) -> int:
@@ -199,10 +234,10 @@ def bracket_steps(keep: Sequence[int], pool: Trunks, rule: str) -> int:
 
 
 def _same_cost(keep: tuple[int, ...], steps: int, pool: Trunks) -> tuple[int, ...]:
-    """The costliest non-increasing way to halve by stable loss that costs no more than `steps` and keeps at least `keep`."""
+    """The costliest way to halve by stable loss that stays within `steps` and keeps at least `keep` per rung."""
     options = product(*(range(k, keep[0] + 1) for k in keep[1:]))
     ways = [(keep[0], *rest) for rest in options]
-    allowed = [w for w in ways if all(a >= b for a, b in zip(w, w[1:], strict=False))]
+    allowed = [w for w in ways if all(a >= b for a, b in pairwise(w))]
     affordable = [w for w in allowed if bracket_steps(w, pool, "stable") <= steps]
     return max(affordable, key=lambda w: (bracket_steps(w, pool, "stable"), w[::-1]))
 

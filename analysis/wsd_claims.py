@@ -1,17 +1,18 @@
 """The claims about warmup-stable-decay (arXiv:2410.05192 and its anchors), and the statistics that decide them.
 
-Every statistic returns one number per seed and budget. Where trials are compared that no tuning chose, the peak is
-chosen for each seed on the select loss of the *other* seeds, so that no seed judges its own choice.
+Every statistic returns one number per seed and budget. Where a field is compared, each of its values has its own peak,
+chosen on the select loss of *other* seeds: fresh seeds judge what the tuning seeds chose, a tuning seed what the other
+tuning seeds would have chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from analysis.choice import Choice, Edge, mean_over_seeds, seed_matrix
+from analysis.choice import Choice, Edge, declared_range, mean_over_seeds, seed_matrix
 from analysis.claims import Claim, Evidence, Observation, Statistic
 from analysis.curves import split_at_decay
 from analysis.stats import loss_at_cost
@@ -37,7 +38,7 @@ CLAIMS: tuple[Claim, ...] = (
         arguments={"method": "wsd_s", "reference": "wsd"}, command=_MAIN,
     ),
     Claim(
-        "E2c", "WSD-S reaches the loss of an independent cosine run per budget within 0.01 nats, after the first budget.",
+        "E2c", "WSD-S is within 0.01 nats of an independent cosine run per budget, after the first budget.",
         "arXiv:2410.05192, reproducibility page (comparable to tuned cosine runs; the margin is ours)",
         "method_difference", "equal", 1e-2, "fresh",
         arguments={"method": "wsd_s", "reference": "cosine", "later": True}, command=_MAIN,
@@ -61,7 +62,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "E4a", "The decay shape matters less than the decay fraction: its spread of losses is the smaller one.",
         "arXiv:2503.12811, released loss curves (two shapes lie 0.003 nats apart)", "shape_spread_excess", "less", 0.0,
-        "any", {"method": "wsd"}, {"fraction": 0.1, "shape": "linear"}, f"{_MAIN} preset=shapes",
+        "any", {"method": "wsd"}, {"fraction": 0.1, "shape": "linear"},
+        f"{_MAIN} preset=fractions_and_shapes",
     ),
     Claim(
         "E4b", "A fast-then-slow decay (one minus square root) reaches a lower loss than a linear one.",
@@ -71,17 +73,17 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "E5a", "Before the decay the loss increases with the peak learning rate (nats per factor e of peak).",
         _PAPER + " (a high rate oscillates more)", "stable_slope", "greater", 0.0, "any",
-        {"method": "wsd"}, command=_MAIN,
+        {"method": "wsd"}, command=f"{_MAIN} preset=peaks",
     ),
     Claim(
         "E5b", "The peak that is best after the decay is higher than the one that is best before it (log ratio).",
         _PAPER + " (a high rate makes faster progress, which the decay reveals)", "best_peak_shift", "greater", 0.0,
-        "any", {"method": "wsd"}, command=_MAIN,
+        "any", {"method": "wsd"}, command=f"{_MAIN} preset=peaks",
     ),
     Claim(
         "E5c", "The best peak learning rate falls with the budget (exponent of the budget below 0).",
         "arXiv:2409.19913, as summarised by others", "best_peak_exponent", "less", 0.0, "any",
-        {"method": "wsd"}, command=_MAIN,
+        {"method": "wsd"}, command=f"{_MAIN} preset=peaks",
     ),
 )  # fmt: skip
 
@@ -92,7 +94,9 @@ def method_difference(evidence: Evidence, method: str, reference: str, later: bo
     budgets = budgets[1:] if later else budgets
     if not budgets:
         wanted = "two budgets" if later else "one budget"
-        return Observation(pd.DataFrame(), missing=f"{wanted} at which both {method} and {reference} have completed trials")
+        return Observation(
+            pd.DataFrame(), missing=f"{wanted} at which both {method} and {reference} have completed trials"
+        )
     parts = {}
     for budget in budgets:
         mine, theirs = (evidence.final(evidence.choices[m, budget]) for m in (method, reference))
@@ -142,7 +146,9 @@ def decay_drop_excess(evidence: Evidence, factor: float) -> Observation:
         if drops is not None:
             values[seed] = drops[0] - factor * drops[1]
     missing = "" if values else "curves that are measured before the fork of a decay and at it"
-    return Observation(pd.DataFrame({f"budget {rows['budget_steps'].iloc[0]}": pd.Series(values, dtype=float)}), missing=missing)
+    return Observation(
+        pd.DataFrame({f"budget {rows['budget_steps'].iloc[0]}": pd.Series(values, dtype=float)}), missing=missing
+    )
 
 
 def fraction_difference(evidence: Evidence, fraction: float, reference: float) -> Observation:
@@ -156,21 +162,28 @@ def shape_difference(evidence: Evidence, shape: str, reference: str) -> Observat
 
 
 def shape_spread_excess(evidence: Evidence, fraction: float, shape: str) -> Observation:
-    """Spread (max - min) of loss over shapes at `fraction` minus the spread over fractions at `shape`; nats per token."""
+    """Spread (max - min) of loss over shapes at `fraction` minus that over fractions at `shape`; nats per token."""
     parts, edges = {}, []
     for budget, rows in evidence.frame[evidence.frame["status"].isin(_RAN)].groupby("budget_steps"):
         at_fraction = rows[np.isclose(rows["config.decay_fraction"].astype(float), fraction)]
         spreads = []
-        for some, column in ((at_fraction, "config.decay_shape"), (_equal(rows, "config.decay_shape", shape), _FRACTION)):
-            levels = [_judged_by_others(same) for _, same in some.groupby(column)]
+        for some, column in (
+            (at_fraction, "config.decay_shape"),
+            (_equal(rows, "config.decay_shape", shape), _FRACTION),
+        ):
+            levels = [_judged(evidence, same) for _, same in some.groupby(column)]
             spreads.append((pd.DataFrame([loss for loss, _ in levels]), len(levels)))
-            edges += [edge for _, found in levels for edge in found]
+            edges += [edge.words for _, found in levels for edge in found]
         if min(count for _, count in spreads) < 2:
             continue
         (shapes, _), (fractions, _) = spreads
-        parts[f"budget {budget}"] = shapes.max(skipna=False) - shapes.min() - (fractions.max(skipna=False) - fractions.min())
+        parts[f"budget {budget}"] = (
+            shapes.max(skipna=False) - shapes.min() - (fractions.max(skipna=False) - fractions.min())
+        )
     if not parts:
-        return Observation(pd.DataFrame(), missing=f"two shapes at fraction {fraction:g} and two fractions of shape {shape}")
+        return Observation(
+            pd.DataFrame(), missing=f"two shapes at fraction {fraction:g} and two fractions of shape {shape}"
+        )
     return Observation(pd.DataFrame(parts).dropna(), tuple(dict.fromkeys(edges)))
 
 
@@ -180,7 +193,7 @@ def stable_slope(evidence: Evidence) -> Observation:
     parts = {}
     for budget, rows in before.groupby("budget_steps"):
         table = _seeds_with_all_peaks(rows, "before")
-        table = table.loc[:, np.isfinite(table).all()]
+        table = table[[peak for peak in table if np.isfinite(table[peak]).all()]]
         if table.shape[1] >= 2:
             parts[f"budget {budget}"] = _slopes(table)
     missing = "" if parts else "wsd trials with two peaks that are measured before their decay"
@@ -195,8 +208,8 @@ def best_peak_shift(evidence: Evidence) -> Observation:
     before = _loss_before_decay(evidence)
     parts, edges = {}, []
     for budget, rows in before.groupby("budget_steps"):
-        stable, _ = _best_log_peak(rows, "before")
-        decayed, found = _best_log_peak(rows, "report")
+        stable, _ = _best_log_peak(evidence, rows, "before")
+        decayed, found = _best_log_peak(evidence, rows, "report")
         if stable is not None and decayed is not None:
             parts[f"budget {budget}"] = decayed - stable
             edges += [edge.words for edge in found]
@@ -208,7 +221,7 @@ def best_peak_exponent(evidence: Evidence) -> Observation:
     """Exponent b of best peak ~ budget ** b, seed by seed, by least squares over the budgets."""
     optima, edges = {}, []
     for budget, rows in evidence.frame[evidence.frame["status"].isin(_RAN)].groupby("budget_steps"):
-        best, found = _best_log_peak(rows, "report")
+        best, found = _best_log_peak(evidence, rows, "report")
         if best is not None:
             optima[budget] = best
             edges += [edge.words for edge in found]
@@ -236,13 +249,15 @@ def _field_difference(evidence: Evidence, column: str, value: object, reference:
         both = [_equal(rows, column, v) for v in (value, reference)]
         if any(same.empty for same in both):
             continue
-        (mine, found), (theirs, also) = map(_judged_by_others, both)
+        (mine, found), (theirs, also) = (_judged(evidence, same) for same in both)
         parts[f"budget {budget}"] = mine - theirs
         lost += int((mine - theirs).isna().sum())
-        edges += [*found, *also]
+        edges += [edge.words for edge in [*found, *also]]
     name = column.removeprefix("config.")
     missing = "" if parts else f"trials with {name}={value} and {name}={reference} at the same budget"
-    remark = f"{lost} seeds left out: what the others chose diverged on them, or they lack one of the two" if lost else ""
+    remark = (
+        f"{lost} seeds left out: what the others chose diverged on them, or they lack one of the two" if lost else ""
+    )
     return Observation(pd.DataFrame(parts).dropna(), tuple(dict.fromkeys(edges)), missing, remark)
 
 
@@ -252,37 +267,44 @@ def _equal(rows: pd.DataFrame, column: str, value: object) -> pd.DataFrame:
     return rows[rows[column] == value]
 
 
-def _judged_by_others(rows: pd.DataFrame) -> tuple[pd.Series, list[str]]:
-    """Report loss by seed of the config that the select losses of the other seeds choose; and edges of that choice.
+def _judged(evidence: Evidence, rows: pd.DataFrame) -> tuple[pd.Series, list[Edge]]:
+    """Report loss by seed of the config of `rows` with the lowest select loss; and the edges of that choice.
 
-    Seeds that did not run every config of `rows` are left out. A diverged config has infinite loss.
+    Fresh seeds judge what the tuning seeds choose, a tuning seed what the other tuning seeds choose, if there are any.
+    Tuning seeds that did not run every config are left out. A diverged trial has no loss.
     """
-    select = rows.pivot_table(index="config_id", columns="seed", values="select", aggfunc="first", dropna=False)
-    report = rows.pivot_table(index="config_id", columns="seed", values="report", aggfunc="first", dropna=False)
-    seeds = [s for s in select if select[s].notna().all()]
+    tuning = rows[rows["phase"] == "tune"]
+    select = tuning.pivot_table(index="config_id", columns="seed", values="select", aggfunc="first", dropna=False)
+    seeds = [seed for seed in select if select[seed].notna().all()]
     if not seeds:
         return pd.Series(dtype=float), []
     matrix = select[seeds].to_numpy(dtype=float)
-    chosen = [int(np.delete(matrix, i, axis=1).mean(axis=1).argmin()) if len(seeds) > 1 else 0 for i in range(len(seeds))]
-    losses = pd.Series({s: float(report[s].iloc[at]) for s, at in zip(seeds, chosen, strict=True)}, dtype=float)
+    report = rows.set_index(["config_id", "seed"])["report"]
     overall = select.index[int(matrix.mean(axis=1).argmin())]
-    peaks = sorted(rows["config.peak_lr"].dropna().unique())
+    mine = rows[rows["fresh"] & (rows["config_id"] == overall)]
+    losses = dict(zip(mine["seed"], mine["report"], strict=True))
+    for at, seed in enumerate(seeds if len(seeds) > 1 else []):
+        chosen = select.index[int(np.delete(matrix, at, axis=1).mean(axis=1).argmin())]
+        losses[seed] = float(report.loc[(str(chosen), seed)])
+    judged = pd.Series(losses, dtype=float)
     best = float(rows.loc[rows["config_id"] == overall, "config.peak_lr"].iloc[0])
-    return losses.where(np.isfinite(losses)), [edge.words for edge in _peak_edges([best], peaks)]
+    peaks = tuning["config.peak_lr"].dropna().unique()
+    return judged.where(np.isfinite(judged)), _peak_edges(evidence, best, peaks)
 
 
-def _peak_edges(best: Sequence[float], peaks: Sequence[float]) -> list[Edge]:
+def _peak_edges(evidence: Evidence, best: float, peaks: Iterable[float]) -> list[Edge]:
     tried = tuple(sorted(map(float, peaks)))
     if len(tried) < 2:
         return []
+    declared = declared_range(evidence.records, "peak_lr")
     sides = {"lowest": tried[0], "highest": tried[-1]}
-    return [Edge("peak_lr", end, side, tried) for side, end in sides.items() if any(np.isclose(b, end) for b in best)]
+    return [Edge("peak_lr", end, side, tried, declared) for side, end in sides.items() if np.isclose(best, end)]
 
 
-def _best_log_peak(rows: pd.DataFrame, value: str) -> tuple[pd.Series | None, list[Edge]]:
+def _best_log_peak(evidence: Evidence, rows: pd.DataFrame, value: str) -> tuple[pd.Series | None, list[Edge]]:
     """Log of the best peak by seed (vertex of the parabola through the lowest point and its neighbours in log peak).
 
-    The other fields are held at the config that is most common; edges say where the mean over seeds is lowest at an end.
+    Other fields are held at their commonest values; edges say where the mean over seeds is lowest at an end.
     """
     rest = [c for c in (_FRACTION, "config.decay_shape") if c in rows]
     common = rows.groupby(rest, dropna=False)["seed"].transform("size") if rest else None
@@ -295,13 +317,13 @@ def _best_log_peak(rows: pd.DataFrame, value: str) -> tuple[pd.Series | None, li
     peaks = table.columns.to_numpy(dtype=float)
     logs, losses = np.log(peaks), table.to_numpy(dtype=float)
     best = [_vertex(logs, row) for row in losses]
-    return pd.Series(best, index=table.index), _peak_edges([peaks[losses.mean(axis=0).argmin()]], peaks)
+    return pd.Series(best, index=table.index), _peak_edges(evidence, peaks[losses.mean(axis=0).argmin()], peaks)
 
 
 def _seeds_with_all_peaks(rows: pd.DataFrame, value: str) -> pd.DataFrame:
     """`value` by seed and peak for the seeds that ran the most peaks; infinite where a trial diverged."""
     table = rows.pivot_table(index="seed", columns="config.peak_lr", values=value, aggfunc="min", dropna=False)
-    ran = table.notna().sum(axis=1)
+    ran = table.notna().sum(axis=1).to_numpy()
     return table[ran == ran.max()].dropna(axis=1, how="any")
 
 
@@ -326,7 +348,11 @@ def _loss_before_decay(evidence: Evidence) -> pd.DataFrame:
     """The trials that ran with `before`, the select loss at the fork of their decay; infinite if diverged before it."""
     rows = evidence.frame[evidence.frame["status"].isin(_RAN)]
     curves = evidence.records.to_pandas("measurements").dropna(subset=["select/loss"])
-    curves = curves[curves["phase_of_schedule"] != "decay"].sort_values("step").drop_duplicates(["sweep", "trial"], keep="last")
+    curves = (
+        curves[curves["phase_of_schedule"] != "decay"]
+        .sort_values("step")
+        .drop_duplicates(["sweep", "trial"], keep="last")
+    )
     curves = curves[curves["phase_of_schedule"] == "stable"].rename(columns={"select/loss": "before"})
     rows = rows.merge(curves[["sweep", "trial", "before"]], on=["sweep", "trial"], how="left")
     never = ~rows.groupby("budget_steps")["before"].transform("any")  # no fork measured: nothing to compare

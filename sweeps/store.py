@@ -1,4 +1,4 @@
-"""`python -m sweeps.store export|branch TRIAL ...`: take a trial's model out of a results folder, or decay its trunk."""
+"""`python -m sweeps.store export|branch TRIAL ...`: write a trial's model to a folder, or decay its trunk anew."""
 
 import argparse
 import sys
@@ -73,7 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     assert found is not None
     for row in found.trials.to_pylist():
         losses = ", ".join(f"{name} {row[name]:.4f}" for name in (spec.study.select.name, spec.study.report.name))
-        print(f"{row['trial']}  {row['name']}  {losses}" if row["status"] == "complete" else f"{row['status']}: {row['error']}")
+        print(
+            f"{row['trial']}  {row['name']}  {losses}"
+            if row["status"] == "complete"
+            else f"{row['status']}: {row['error']}"
+        )
     return 0
 
 

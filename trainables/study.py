@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from math import isfinite
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -30,6 +31,9 @@ class Metric(NamedTuple):
 
     name: str
     goal: Literal["min", "max"]
+
+
+SELECT_LOSS, REPORT_LOSS = Metric("select/loss", "min"), Metric("report/loss", "min")
 
 
 class Span(NamedTuple):
@@ -99,7 +103,7 @@ def measured_on_grid(root: Any, timeline: Timeline) -> dict[int, bool]:
     """
     placed, total = place(timeline), total_steps(timeline)
     points = {step: False for step in range(root.measure_every, total + 1, root.measure_every)}
-    for part, following in zip(placed, placed[1:], strict=False):
+    for part, following in pairwise(placed):
         if part.segment.falling or (part.segment.constant and following.segment.falling):
             points[part.stop] = True
     points[total] = True
@@ -141,8 +145,8 @@ class StagedStudy:
     measure: Callable[[Any, Run, bool], Values]
     tiny: Any
     conditions: tuple[str, ...] = ()
-    select: Metric = Metric("select/loss", "min")
-    report: Metric = Metric("report/loss", "min")
+    select: Metric = SELECT_LOSS
+    report: Metric = REPORT_LOSS
     budget: str = "budget_steps"
     units: Callable[[Any], Mapping[str, float]] = lambda root: {}
     family: Callable[[Mapping[str, Any], Sequence[int]], list[Any]] | None = None

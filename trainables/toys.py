@@ -7,7 +7,6 @@ Under a constant rate the expected loss settles at a level that grows with the r
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 

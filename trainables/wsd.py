@@ -287,7 +287,7 @@ class Training(TrainingState):
             "weight_decay": root.weight_decay,
         }
         optimizer = make_optimizer(root.optimizer, model, settings)
-        self.forward = torch.compile(model) if root.compile else model
+        self.forward: torch.nn.Module = torch.compile(model) if root.compile else model  # type: ignore[assignment]
         running = torch.zeros(2, device=run.device)  # sum of losses and of weights, both forgotten at LOSS_MEMORY
         super().__init__(model, optimizer, {"running_loss": running})
 
@@ -332,6 +332,9 @@ def advance(state: Training, placed: Placed, span: Span, run: Run) -> None:
         running.mul_(LOSS_MEMORY)
         running[0] += (1 - LOSS_MEMORY) * loss
         running[1] += 1 - LOSS_MEMORY
+    if run.workers > 1:  # the mean of a batch is the mean over the workers' rows
+        torch.distributed.all_reduce(running)
+        running /= run.workers
 
 
 def _backward(state: Training, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, run: Run) -> torch.Tensor:
@@ -373,14 +376,15 @@ def _window_losses(state: Training, windows: Windows, run: Run) -> torch.Tensor:
     """Mean loss of each window [N], float64 in CPU memory. Workers evaluate parts and add them up."""
     count = len(windows.inputs_NT)
     losses_N = torch.zeros(count, dtype=torch.float64, device=run.device)
-    size = max(1, EVALUATED_TOKENS // state.root.context)
-    for first in range(run.rank * size, count, run.workers * size):
-        inputs = windows.inputs_NT[first : first + size].to(run.device)
-        targets = windows.targets_NT[first : first + size].to(run.device)
+    size = max(1, min(EVALUATED_TOKENS // state.root.context, -(-count // run.workers)))
+    for first in range(run.rank * size, count + run.rank * size, run.workers * size):
+        own = slice(first, first + size) if first < count else slice(0, 1)  # FSDP wants all workers at every forward
+        targets = windows.targets_NT[own].to(run.device)
         with state.autocast(run):
-            logits_BTV = state.forward(inputs)
+            logits_BTV = state.forward(windows.inputs_NT[own].to(run.device))
         nats = F.cross_entropy(logits_BTV.float().transpose(1, 2), targets, reduction="none")
-        losses_N[first : first + len(inputs)] = nats.double().mean(1)
+        if first < count:
+            losses_N[own] = nats.double().mean(1)
     if run.workers > 1:
         torch.distributed.all_reduce(losses_N)
     return losses_N.cpu()
@@ -393,7 +397,8 @@ def files(root: Root) -> dict[str, bytes]:
     if corpus.tokenizer_file is not None:
         made["tokenizer.json"] = corpus.tokenizer_file.read_bytes()
     else:
-        made["tokenizer.json"] = json.dumps({"type": "bytes", "vocabulary": root.vocabulary, "document_end": 0}).encode()
+        about = {"type": "bytes", "vocabulary": root.vocabulary, "document_end": 0}
+        made["tokenizer.json"] = json.dumps(about).encode()
     if root.model is None:
         made["architecture.json"] = json.dumps({"class": "Llama", **asdict(shape_of(root))}).encode()
     return made
@@ -408,7 +413,9 @@ def branch(config: Config, at: int, decay: int, shape: str) -> Config:
     stretch = next((part for part in placed if part.segment.constant and part.start <= at <= part.stop), None)
     if stretch is None or any(part.segment.falling and part.start < at for part in placed):
         steps = [f"{part.start}..{part.stop}" for part in placed if part.segment.constant]
-        raise ValueError(f"step {at} is not in a first stable stretch of this trial; it has {', '.join(steps) or 'none'}")
+        raise ValueError(
+            f"step {at} is not in a first stable stretch of this trial; stable: {', '.join(steps) or 'none'}"
+        )
     return replace(
         config,
         method="wsd",
@@ -417,7 +424,9 @@ def branch(config: Config, at: int, decay: int, shape: str) -> Config:
         decay_fraction=decay / (at + decay),
         decay_fractions=(),
         decay_shape=shape,
-        **{name: DEFAULTS[name] for name in ("decay_basis", "accounting", "rewarmup_steps")},
+        decay_basis="cumulative",
+        accounting="family",
+        rewarmup_steps=0,
     )
 
 
@@ -440,12 +449,15 @@ def describe(config: Config, varying: Sequence[str]) -> str:
     >>> describe(Config(peak_lr=3e-3, budget_steps=2000, seed=0), ["peak_lr", "budget_steps", "seed"])
     'wsd lr=3e-3 B=2000 s0'
     """
-    words = [config.method]
+    words: list[str] = [config.method]
     read = SCHEDULE_FIELDS[config.method]
+    varying = varying or ("peak_lr", "budget_steps", "decay_fraction", "seed")
     for name in [name for name in SHORT if name in varying] + [name for name in varying if name not in SHORT]:
+        label, value = SHORT.get(name, name), getattr(config, name)
         if name in ("method", "earlier_budgets") or (name in SOME_READ and name not in read):
             continue
-        label, value = SHORT.get(name, name), getattr(config, name)
+        if name not in SHORT and value == DEFAULTS[name]:
+            continue
         text = _short(value) if isinstance(value, float) else str(value)
         words.append(f"{label}{text}" if name == "seed" or not label else f"{label}={text}")
     return " ".join(words)

@@ -52,7 +52,9 @@ def as_text(plan: Plan, names: Mapping[str, str], stages: int = SHOWN_STAGES) ->
         ends = ", ".join(names.get(trial.key, trial.key[:8]) for trial in node.ends)
         state = "" if node.runs else " [dim](there)[/dim]"
         words = " + ".join(LABELS[kind] for kind, _, _ in stretches(node))
-        line = f"{node.start:,} to {node.stop:,}  {words}: {_knob(node)}{state}" + (f"  [green]{ends}[/green]" if ends else "")
+        line = f"{node.start:,} to {node.stop:,}  {words}: {_knob(node)}{state}" + (
+            f"  [green]{ends}[/green]" if ends else ""
+        )
         branch = parent.add(line)
         for child in node.children:
             grow(child, branch)

@@ -20,7 +20,8 @@ class Entry:
     """A trial of this sweep and what became of it.
 
     phase: "tune" (its select metric guides the search) or "confirm" (a chosen config on a fresh seed).
-    values: its cell's, its proposal's and its enumerated values. keep: whether the states at its full measurements stay in the store.
+    values: its cell's, its proposal's and its enumerated values.
+    keep: whether the states at its full measurements stay in the store.
     status: pending, complete, diverged or failed.
     """
 
@@ -165,8 +166,9 @@ class Driver:
         job = self.queue.ended(name)
         if error is not None:
             for item, _ in job.items:
-                unfinished = [point.key for branch in item.branch.stages() for point in branch.points]
-                unfinished = [key for key in unfinished if self.index.measured(key) is None]
+                points = [point for branch in item.branch.stages() for point in branch.points]
+                there = {point: self.index.measured(point.key) for point in points}
+                unfinished = [p.key for p in points if there[p] is None or (p.full and not there[p])]
                 if unfinished and not self.queue.may_retry(item):
                     self.index.failures.update((key, error) for key in unfinished)
             self._stale = self._lossy = True

@@ -5,6 +5,7 @@ first dips or bulges, the second falls all the way, the third stays low.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -43,17 +44,12 @@ def lines(study: StagedStudy, configs: Sequence[dict[str, object]], results: Pat
         stable[start], decayed[trial.steps] = found[trial.point_at[start].key], found[trial.key]
     rows = []
     state = study.start(trials[0].root, LocalRun())
-    pairs = []
-    stable_steps, decayed_steps = sorted(stable), sorted(decayed)
-    pairs += [("stable to stable", a, b, stable[a], stable[b]) for a, b in zip(stable_steps, stable_steps[1:], strict=False)]
+    pairs = [("stable to stable", a, b, stable[a], stable[b]) for a, b in pairwise(sorted(stable))]
     pairs += [
         ("stable to its decayed", decay_start(trial), trial.steps, stable[decay_start(trial)], decayed[trial.steps])
         for trial in trials
     ]
-    pairs += [
-        ("decayed to decayed", a, b, decayed[a], decayed[b])
-        for a, b in zip(decayed_steps, decayed_steps[1:], strict=False)
-    ]
+    pairs += [("decayed to decayed", a, b, decayed[a], decayed[b]) for a, b in pairwise(sorted(decayed))]
     for kind, start, stop, first, second in pairs:
         for alpha in ALPHAS:
             state.load_tensors(between(first, second, alpha))

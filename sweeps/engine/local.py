@@ -12,7 +12,10 @@ class Stuck(RuntimeError):
 
 
 def run_here(driver: Driver, place: Place, *, device: str = "cpu") -> None:
-    """Run until the driver has finished. Raises trainables.study.Stopped when it is asked to stop, Stuck for a fault."""
+    """Run until the driver has finished.
+
+    Raises trainables.study.Stopped when it is asked to stop, Stuck for a fault.
+    """
     while not driver.finished:
         job = driver.next_job()
         if job is None:

@@ -87,6 +87,7 @@ class Node:
     children: list["Node"] = field(default_factory=list)
     runs: bool = True
     missing: tuple[Point, ...] = ()
+    trained: int = 0  # of its steps, those that measurements or states say were trained before
     lost: str | None = None
     has_state: bool = False
     keep: bool = False
@@ -154,8 +155,8 @@ class Plan:
 
     @cached_property
     def steps_retrained(self) -> int:
-        """Steps of stages that are known but whose state was not kept and is needed again."""
-        return sum(node.steps for tree in self.trees for node in tree.nodes() if node.runs and node.points and not node.missing)
+        """Steps to run that were trained before, but whose state was not kept and is needed again."""
+        return sum(node.trained for tree in self.trees for node in tree.nodes() if node.runs)
 
     @cached_property
     def stages(self) -> int:
@@ -287,6 +288,7 @@ def _mark(tree: Tree, known: Known) -> None:
     nodes = list(tree.nodes())
     for node in nodes:
         node.has_state = node.key in kept
+        node.trained = node.steps if node.has_state else 0
         missing = []
         for point in node.points:
             full = known.measured(point.key)
@@ -297,6 +299,8 @@ def _mark(tree: Tree, known: Known) -> None:
             if reason is not None:
                 node.lost = reason
                 break
+            if full is not None:
+                node.trained = max(node.trained, point.step - node.start)
             if full is None or (point.full and not full):
                 missing.append(point)
         else:
@@ -307,6 +311,8 @@ def _mark(tree: Tree, known: Known) -> None:
             child.lost = child.lost or node.lost
             child.missing = () if child.lost else child.missing
     for node in reversed(nodes):
+        if any(child.trained for child in node.children):
+            node.trained = node.steps
         wanted = node.wanted or any(child.runs for child in node.children)
         node.runs = node.lost is None and (bool(node.missing) or (wanted and not node.has_state))
 
@@ -330,14 +336,14 @@ def items(tree: Tree, longest: float) -> list[Item]:
     return parts
 
 
-def _split(top: Node, longest: float) -> tuple[Branch, list[tuple[Node, str | None]]]:
+def _split(top: Node, longest: float) -> tuple[Branch, list[tuple[Node, str]]]:
     totals = running_totals(top)
     if totals[id(top)] <= longest:
         inside = _down_from(top, _running)
         below = [(child, node.key) for node in inside for child in node.children if not child.runs]
         return _branch(top, _running), below
     heavy: dict[int, Node] = {}
-    rest: list[tuple[Node, str | None]] = []
+    rest: list[tuple[Node, str]] = []
     node: Node | None = top
     while node is not None:
         following = max(_running(node), key=lambda child: totals[id(child)], default=None)

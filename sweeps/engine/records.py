@@ -232,7 +232,7 @@ def describe_spec(spec: Spec, claims: Sequence[Mapping[str, Any]], numbers: Mapp
         "preset": spec.preset,
         "command": spec.command,
         "axes": dict(spec.axes),
-        "fields": {**spec.resolved.study, **{f"{c}: {n}": v for c, part in spec.resolved.within.items() for n, v in part.items()}},
+        "fields": {"all": spec.resolved.study, **spec.resolved.within},
         "conditions": list(study.conditions),
         "select": study.select._asdict(),
         "report": study.report._asdict(),

@@ -1,4 +1,4 @@
-"""What a sweep shows at its end: the frontier table, verdicts on its claims, and figures, each from the records alone."""
+"""What a sweep shows at its end: the frontier table, verdicts on its claims, and figures."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -22,12 +22,15 @@ def show_schedules(claims: Iterable[Claim]) -> Callable[[Records, Spec, Console]
 
     def show(records: Records, spec: Spec, console: Console) -> None:
         folder = spec.folder / "figures"
-        points = frontier(records)
+        by = [*spec.space.cell_axes, *spec.compare] or ["method"]
+        points = frontier(records, by=by)
         console.print("\n" + points.table("text", notes=False), highlight=False, soft_wrap=True, markup=False)
-        _draw(folder / "frontier", lambda: plots.plot_frontier(points, frontier(records, x="flops_family")), console)
+        _draw(folder / "frontier", lambda: plots.plot_frontier(points, frontier(records, x="flops_family", by=by)), console)
         _draw(folder / "differences", lambda: plots.plot_differences(points), console)
         _draw(folder / "trunk", lambda: plots.plot_trunk(trunk(records)), console)
-        searched = [axis for axis in ("decay_fraction", "peak_lr") if axis in {*spec.space.searched, *spec.space.enumerated}]
+        searched = [
+            axis for axis in ("decay_fraction", "peak_lr") if axis in {*spec.space.searched, *spec.space.enumerated}
+        ]
         _draw(
             folder / "best_values",
             lambda: plots.plot_axis_curves([curve for axis in searched for curve in axis_curves(records, axis)]),

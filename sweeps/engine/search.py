@@ -11,18 +11,19 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
+from ray import train, tune
+from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 
 from sweeps.engine.driver import Driver
 from sweeps.engine.local import Stuck
 from sweeps.engine.worker import Job, Place, Told, run_job
-from trainables.ray_train import InProcessRun, in_this_process
+from trainables.ray_train import InProcessRun, Parallel, WorkerGroupRun, in_this_process, together, worker_group
 from trainables.study import Stopped
 
 WATCHDOG_SECONDS = 60.0
@@ -31,11 +32,29 @@ METRIC = "commits"
 
 @dataclass
 class Slots:
-    """What the sweep asks of Ray: so many jobs at a time, each with so many CPUs and GPUs."""
+    """What the sweep asks of Ray: so many jobs at a time, of so many workers, each with so many CPUs and GPUs.
+
+    One worker: jobs run in Tune's reused actors. Several: each job runs in a Train worker group of its own, `parallel`
+    says how. Raises ValueError for a worker of a group with anything but one GPU or none.
+    """
 
     count: int
     cpus: float = 1.0
     gpus: float = 0.0
+    workers: int = 1
+    parallel: Parallel = "ddp"
+
+    def __post_init__(self) -> None:
+        if self.workers > 1 and self.gpus not in (0, 1):
+            raise ValueError(
+                f"each of several workers has one GPU or none, got gpus={self.gpus:g}; raise workers instead"
+            )
+
+    @property
+    def trial(self) -> dict[str, float]:
+        """What Tune reserves for a job. A worker group reserves for itself: its trial takes one byte of memory, and no
+        CPU, so that trials can never fill a cluster before their workers have started."""
+        return {"CPU": self.cpus, "GPU": self.gpus} if self.workers == 1 else {"memory": 1}
 
 
 class JobSearcher(Searcher):
@@ -107,20 +126,59 @@ class JobSearcher(Searcher):
         """Nothing: the same command again continues."""
 
 
+def _words(told: Told, count: int) -> dict[str, Any]:
+    return {METRIC: count, "told": json.dumps({"committed": told.committed, "damaged": told.damaged})}
+
+
 def _trainable(place: Place) -> Callable[[dict[str, Any]], None]:
     def job(config: dict[str, Any]) -> None:
         count = [0]
 
         def tell(told: Told) -> None:
             count[0] += len(told.committed)
-            words = json.dumps({"committed": told.committed, "damaged": told.damaged})
-            tune.report({METRIC: count[0], "told": words})
+            tune.report(_words(told, count[0]))
 
         run = InProcessRun(stop=place.stop_asked)
         with contextlib.suppress(Stopped):
             in_this_process(lambda: run_job(config["job"], place, run, tell))
 
     return job
+
+
+def _group_trainable(place: Place, slots: Slots, scratch: Path) -> Callable[[dict[str, Any]], None]:
+    """The same in a worker group that lives as long as the job and is never stopped from outside."""
+
+    def job(config: dict[str, Any]) -> None:
+        callbacks: list[Any] = [TuneReportCallback()]
+        trainer: Any = worker_group(
+            lambda run: _run_in_group(config["job"], place, run),
+            workers=slots.workers,
+            cpus=slots.cpus,
+            use_gpu=slots.gpus > 0,
+            parallel=slots.parallel,
+            stop=place.stop_asked,
+            run_config=train.RunConfig(
+                name=f"{config['job'].name}-group", storage_path=str(scratch), callbacks=callbacks
+            ),
+        )
+        tune.report(trainer.fit().return_value)
+
+    return job
+
+
+def _run_in_group(job: Job, place: Place, run: WorkerGroupRun) -> dict[str, Any]:
+    """Run a job as one worker of a group; all that it committed, since Tune may end before the last report arrives."""
+    said: list[Told] = []
+
+    def tell(told: Told) -> None:
+        said.append(told)
+        train.report(_words(told, sum(len(one.committed) for one in said)))  # all workers meet here
+
+    items = tuple((replace(item, study=together(item.study, run)), start) for item, start in job.items)
+    with contextlib.suppress(Stopped):
+        run_job(replace(job, items=items), place, run, tell)
+    committed = tuple(name for told in said for name in told.committed)
+    return _words(Told(committed, tuple(name for told in said for name in told.damaged)), len(committed))
 
 
 def run_on_ray(driver: Driver, place: Place, slots: Slots, *, address: str | None) -> None:
@@ -131,8 +189,9 @@ def run_on_ray(driver: Driver, place: Place, slots: Slots, *, address: str | Non
     _join(address, slots)
     searcher = JobSearcher(driver, slots, place)
     scratch = Path(place.results).resolve() / "ray" / uuid.uuid4().hex[:8]
+    trainable = _trainable(place) if slots.workers == 1 else _group_trainable(place, slots, scratch)
     tuner = tune.Tuner(
-        tune.with_resources(_trainable(place), {"CPU": slots.cpus, "GPU": slots.gpus}),
+        tune.with_resources(trainable, slots.trial),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             num_samples=-1,
@@ -167,7 +226,7 @@ def _join(address: str | None, slots: Slots) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         return
     ray.init(
-        num_cpus=max(1, round(slots.count * slots.cpus)),
+        num_cpus=max(1, round(slots.count * slots.workers * slots.cpus)),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,

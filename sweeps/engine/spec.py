@@ -16,7 +16,7 @@ FIRST_FRESH_SEED = 1000  # fresh seeds never meet tuning seeds, however many of 
 
 @dataclass(frozen=True)
 class Search:
-    """How configs are found: `bracket` None trains every proposal at every budget, else halving in brackets so large."""
+    """How configs are found. `bracket` None trains every proposal at every budget; a number halves brackets of it."""
 
     sampler: str = "grid"
     proposals: int | None = None
@@ -62,7 +62,14 @@ class Spec:
         identity = self.space.identity()
         identity["enumerated"].pop(self.study.budget, None)
         identity["pinned"].pop(self.study.budget, None)
-        content = [self.study.name, self.study.version, identity, self.search.sampler, self.resolved.study, self.resolved.within]
+        content = [
+            self.study.name,
+            self.study.version,
+            identity,
+            self.search.sampler,
+            self.resolved.study,
+            self.resolved.within,
+        ]
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()
 
 

@@ -83,6 +83,7 @@ def export(results: Path, trial_id: str, out: Path) -> list[Path]:
         name.removeprefix("model."): value.contiguous() for name, value in tensors.items() if name.startswith("model.")
     }
     save_file(model, out / "model.safetensors", metadata={"study": study.name, "trial": row["trial"]})
+    (out / "model.safetensors").chmod(0o644)
     about = {"study": study.name, "trial": row["trial"], "name": row["name"], "config": json.loads(row["config"])}
     files = {"config.json": json.dumps(about, indent=1).encode(), **(study.files(trial.root) if study.files else {})}
     for name, content in files.items():

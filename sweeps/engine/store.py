@@ -12,6 +12,7 @@ states are safetensors, all else is JSON.
 import hashlib
 import json
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from trainables.study import Row, Stage, Tensors
 
 FORMAT = 1
+STATE_FILE = re.compile(r"[0-9a-f]{64}\.safetensors")
 
 
 class DamagedStore(Exception):
@@ -120,7 +122,7 @@ class Store:
         if stage.tensors is not None:
             state_file, state_bytes = self._put_state(stage.tensors)
         branch = stage.branch
-        lost = ()
+        lost: tuple[str, ...] = ()
         if stage.status == "failed":
             measured = {row.key for row in stage.rows}
             lost = (*(point.key for point in branch.points if point.key not in measured), branch.key)
@@ -161,6 +163,8 @@ class Store:
             if values.pop("format") != FORMAT:
                 raise DamagedStore(f"{path} has another format; this version writes format {FORMAT}")
             commit = Commit(**{**values, "lost_keys": tuple(values["lost_keys"])})
+            if commit.state_file is not None and not STATE_FILE.fullmatch(commit.state_file):
+                raise DamagedStore(f"{path} names a state outside the store: {commit.state_file!r}")
             payload = (self.rows / commit.rows_file).read_bytes()
             if _sha(payload) + ".json" != commit.rows_file:
                 raise DamagedStore(f"{self.rows / commit.rows_file} does not match its checksum")
@@ -215,28 +219,31 @@ class Store:
         return name
 
     def _put_state(self, tensors: Tensors) -> tuple[str, int]:
-        with tempfile.NamedTemporaryFile(dir=_made(self.states), prefix=".writing-", delete=False) as temporary:
-            path = Path(temporary.name)
+        path = _writing(self.states)
         try:
             save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path)
+            path.chmod(0o644)  # safetensors makes it private; other users of a shared folder read it too
             name, size = _sha_file(path) + ".safetensors", path.stat().st_size
             os.replace(path, self.states / name)
+        except SafetensorError as error:  # how it says that the disk is full
+            raise OSError(f"{self.states}: {error}") from error
         finally:
             path.unlink(missing_ok=True)
         return name, size
 
     def _put(self, path: Path, payload: bytes) -> None:
-        with tempfile.NamedTemporaryFile(dir=_made(path.parent), prefix=".writing-", delete=False) as temporary:
-            temporary.write(payload)
+        temporary = _writing(path.parent)
         try:
-            os.replace(temporary.name, path)
+            temporary.write_bytes(payload)
+            os.replace(temporary, path)
         finally:
-            Path(temporary.name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
-def _made(folder: Path) -> Path:
+def _writing(folder: Path) -> Path:
+    """A name of one's own in a folder, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return folder / f".writing-{uuid.uuid4().hex}"
 
 
 def _sha(payload: bytes) -> str:

@@ -27,6 +27,7 @@ class Asked:
 
     proposal: Proposal
     by_budget: dict[int, list[Entry]] = field(default_factory=dict)
+    journalled: Outcome | None = None  # what an earlier session told
     told: bool = False
 
     @property
@@ -55,7 +56,7 @@ class Cell:
         new: list[Entry] = []
         for proposal, outcome in self.proposals.outcomes():
             if outcome is not None and proposal.index < self.proposals.count:
-                new += self._adopt(proposal)
+                new += self._adopt(proposal, outcome)
         return new
 
     def advance(self) -> list[Entry]:
@@ -66,7 +67,9 @@ class Cell:
         new += self._promote() if self.spec.search.bracket else []
         for asked in self.asked.values():
             if not asked.told and asked.settled and self._at_end(asked):
-                self.proposals.tell(asked.proposal.index, self._outcome(asked))
+                # What the journal says stays: later proposals were drawn from it. The store may say otherwise, where a
+                # failure was mended meanwhile, or where a GPU trained damaged rows again.
+                self.proposals.tell(asked.proposal.index, asked.journalled or self._outcome(asked))
                 asked.told = True
         if self.tuned and not self.confirmed and not new:
             self.confirmed = True
@@ -81,9 +84,9 @@ class Cell:
     def _first_budgets(self) -> tuple[int, ...]:
         return self.spec.budgets[:1] if self.spec.search.bracket else self.spec.budgets
 
-    def _adopt(self, proposal: Proposal) -> list[Entry]:
+    def _adopt(self, proposal: Proposal, journalled: Outcome | None = None) -> list[Entry]:
         asked = self.asked.setdefault(proposal.index, Asked(proposal))
-        asked.told = False
+        asked.told, asked.journalled = False, journalled
         return self._train(asked, self._first_budgets)
 
     def _train(self, asked: Asked, budgets: Iterable[int]) -> list[Entry]:

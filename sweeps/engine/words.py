@@ -159,7 +159,7 @@ def _space_overrides(overrides: Sequence[Override], axes: Mapping[str, Any]) -> 
 
 def make_spec(study: StagedStudy, arguments: Sequence[str], name: str) -> tuple[Spec, Words]:
     """A command line as a Spec. Raises Refused with the rule, the value and the way out."""
-    words, file, base = compose_words(study, arguments)
+    words, _, base = compose_words(study, arguments)
     types = field_types(study.config)
     try:
         axes = dict(words.space)
@@ -239,14 +239,18 @@ def _seeds(words: Words, base: ResolvedSpace) -> tuple[tuple[int, ...], tuple[in
 
 def _check(study: StagedStudy, words: Words, search: Search, budgets: Sequence[int]) -> None:
     if words.objective is not None and words.objective != study.select.name:
-        kind = "is measured on report data, which must not guide a search" if words.objective.startswith("report/") else (
-            "is no metric that a search may follow"
+        kind = (
+            "is measured on report data, which must not guide a search"
+            if words.objective.startswith("report/")
+            else ("is no metric that a search may follow")
         )
         raise Refused(f"objective={words.objective} {kind}; the objective of {study.name} is {study.select.name}")
     if words.executor not in ("ray", "local"):
         raise Refused(f"no executor {words.executor!r}; there are ray and local")
     if search.bracket is not None and len(budgets) < 2:
-        raise Refused(f"bracket={search.bracket} needs at least two budgets, got {list(budgets)}; add one or drop bracket")
+        raise Refused(
+            f"bracket={search.bracket} needs at least two budgets, got {list(budgets)}; add one or drop bracket"
+        )
     if words.slots is not None and words.slots < 1:
         raise Refused(f"slots must be at least 1, got {words.slots}")
 

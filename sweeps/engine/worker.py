@@ -4,7 +4,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -53,39 +53,54 @@ class Told:
 def run_job(job: Job, place: Place, run: Run, tell: Callable[[Told], None]) -> None:
     """Run a job from a recorded process state. Raises trainables.study.Stopped when the run is asked to stop.
 
+    In a worker group every worker runs this and tells; rank 0 alone commits, and only its words count.
+
     What a study raises becomes a committed stage with status "failed" and its traceback; the other items go on.
     """
     sys.path.extend(path for path in place.paths if path not in sys.path)
     store = Store(place.results)
     for item, start in job.items:
         reset_process(threads=place.threads)
-        began, started_at = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
-        startup = [0.0]
-
-        def commit(stage: Stage, item: Item = item, began: float = began, at: str = started_at) -> None:
-            spent = stage.cost.train_seconds + stage.cost.evaluation_seconds + stage.cost.checkpoint_seconds
-            waited = max(0.0, time.perf_counter() - began - spent) if startup else 0.0
-            startup.clear()
-            if run.rank == 0:
-                written = store.commit(
-                    *(item.study.name, item.root_key, stage),
-                    job=job.name,
-                    device=device_name(run.device),
-                    started_at=at,
-                    startup=waited,
-                )
-                tell(Told(committed=(written.name,)))
-
+        commit = _Committer(store, job, item, run, tell)
         try:
             tensors = None if start is None else store.load_state(start)
         except DamagedStore:
-            if run.rank == 0:
-                tell(Told(damaged=(start.name,) if start else ()))
+            tell(Told(damaged=(start.name,) if start else ()))
             continue
         try:
             _walk(item, run, commit, tensors)
         except OSError as error:  # the disk, not the study: stop here, nothing committed is lost
             raise OSError(f"cannot write to {Path(place.results).resolve()}: {error}") from error
+
+
+@dataclass
+class _Committer:
+    """Writes the stages of one item. What passes between two commits beside their own cost is start-up."""
+
+    store: Store
+    job: Job
+    item: Item
+    run: Run
+    tell: Callable[[Told], None]
+    since: float = field(default_factory=time.perf_counter)
+    started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def __call__(self, stage: Stage) -> None:
+        spent = stage.cost.train_seconds + stage.cost.evaluation_seconds + stage.cost.checkpoint_seconds
+        startup = max(0.0, time.perf_counter() - self.since - spent)
+        told = Told()
+        if self.run.rank == 0:
+            written = self.store.commit(
+                *(self.item.study.name, self.item.root_key, stage),
+                job=self.job.name,
+                device=device_name(self.run.device),
+                started_at=self.started_at,
+                startup=startup,
+            )
+            told = Told(committed=(written.name,))
+        self.tell(told)
+        self.since = time.perf_counter()
+        self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _walk(item: Item, run: Run, commit: Callable[[Stage], None], tensors: dict[str, torch.Tensor] | None) -> None:

@@ -95,7 +95,8 @@ class Maker:
             branches = [(f, s) for f in fractions for s in shapes] if method == "wsd" else [(0.1, "linear")]
             for at, budget in enumerate(budgets_list):
                 best = min(
-                    ((p, f, s) for p in peaks for f, s in branches), key=lambda c: true_loss(method, c[0], budget, *c[1:])
+                    ((p, f, s) for p in peaks for f, s in branches),
+                    key=lambda c: true_loss(method, c[0], budget, *c[1:]),
                 )
                 for proposal, peak in enumerate(peaks):
                     for fraction, shape in branches:
@@ -166,7 +167,9 @@ def _add_trial(
     before = family_steps(method, budgets[:-1], fraction) if budgets[:-1] else 0
     steps = {"nominal": budget, "family": family, "marginal": family - before}
     flops = 6.0 * PARAMETERS * TOKENS_PER_STEP
-    per_document = report + _noise("documents").normal(size=documents) + _noise("d", config).normal(size=documents) * noise
+    per_document = (
+        report + _noise("documents").normal(size=documents) + _noise("d", config).normal(size=documents) * noise
+    )
     made.trials.append(
         {
             "sweep": name, "study": "wsd", "trial": key[:12], "key": key, "phase": phase, "cell": f"method={method}",
@@ -188,7 +191,13 @@ def _add_trial(
 
 
 def _add_curve(
-    made: Sweep, name: str, config: dict[str, Any], key: str, select: float, report: float, measured: int,
+    made: Sweep,
+    name: str,
+    config: dict[str, Any],
+    key: str,
+    select: float,
+    report: float,
+    measured: int,
     budgets: list[int],
 ) -> None:
     """A curve that falls as 12 step ** -0.4, a hill above it while the rate is high; the fork is always measured."""

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from search_spaces import parse
+from search_spaces.fields import field_types
+from search_spaces.files import ResolvedSpace, Seeds
+from sweeps.engine.driver import Driver
+from sweeps.engine.launch import open_journals
+from sweeps.engine.local import run_here
 from sweeps.engine.plan import Plan, Tree
-from trainables.study import Metric, StagedStudy
+from sweeps.engine.spec import Search, Spec, seeds
+from sweeps.engine.store import Store
+from sweeps.engine.tuning import CellTuning
+from sweeps.engine.worker import Place, run_job
+from trainables.study import LocalRun, Metric, StagedStudy
+from trainables.toys import QUADRATIC
 
 
 @dataclass(frozen=True)
@@ -78,3 +90,141 @@ def running(tree: Tree) -> dict[str, int]:
 
 def stages_of(items: Iterable) -> list:
     return [branch for item in items for branch in item.branch.stages()]
+
+
+def toy_spec(
+    results,
+    study=QUADRATIC,
+    *,
+    rates=(0.05, 0.1, 0.2),
+    budgets=(20, 40),
+    tuning=1,
+    fresh=0,
+    search=None,
+    compare=(),
+    fixed=None,
+    cells=(),
+    **axes,
+) -> Spec:
+    """A sweep over the toy. `rates` a list makes choices that a grid enumerates, a pair low and high is written `rates={...}`."""
+    written = {
+        "learning_rate": rates if isinstance(rates, dict) else {"choices": list(rates)},
+        "budget_steps": list(budgets),
+        **axes,
+    }
+    space = parse(written, fields=field_types(study.config), conditions=study.conditions, cells=cells)
+    resolved = ResolvedSpace(written, dict(fixed or {}), Seeds(tuning, fresh), {}, tuple(cells))
+    tuning_seeds, fresh_seeds = seeds(tuning, fresh)
+    return Spec(
+        name="toy",
+        study=study,
+        scale="tiny",
+        preset="default",
+        command="pytest",
+        axes=written,
+        space=space,
+        resolved=resolved,
+        budgets=tuple(budgets),
+        tuning_seeds=tuning_seeds,
+        fresh_seeds=fresh_seeds,
+        search=search or Search(),
+        compare=tuple(compare),
+        results=Path(results),
+    )
+
+
+@dataclass
+class Told:
+    """A watcher that writes down what the driver says."""
+
+    commits: list = field(default_factory=list)
+    settled_entries: list = field(default_factory=list)
+    jobs: list = field(default_factory=list)
+    errors: list = field(default_factory=list)
+    plans: list = field(default_factory=list)
+
+    def planned(self, driver, new):
+        self.plans.append(new)
+
+    def committed(self, commit, rows):
+        self.commits.append(commit)
+
+    def settled(self, entry):
+        self.settled_entries.append(entry)
+
+    def job_started(self, job):
+        self.jobs.append(job)
+
+    def job_ended(self, job, error):
+        self.errors += [error] if error else []
+
+
+@dataclass
+class Sweep:
+    """A sweep as it stands: its parts, and what was heard of it."""
+
+    spec: Spec
+    driver: Driver
+    tuning: CellTuning
+    told: Told
+    place: Place
+
+    @property
+    def entries(self):
+        return self.driver.entries
+
+    @property
+    def executed(self) -> int:
+        return sum(commit.executed_steps for commit in self.told.commits)
+
+    def results(self) -> dict:
+        """(phase, config) -> (status, all that was measured): what no way of running may change."""
+        return {
+            (entry.phase, entry.trial.config): (entry.status, [row[1:] for row in entry.rows]) for entry in self.entries
+        }
+
+
+def open_sweep(spec: Spec, *, slots=2, checkpoint_every=None, record=True) -> Sweep:
+    tuning = CellTuning(spec, open_journals(spec, slots, record=record))
+    told = Told()
+    store = Store(spec.results)
+    store.prepare()
+    driver = Driver(store, tuning, slots=slots, checkpoint_every=checkpoint_every, watchers=[told])
+    place = Place(str(spec.results.resolve()), str(spec.results.resolve() / "stop"))
+    driver.start()
+    return Sweep(spec, driver, tuning, told, place)
+
+
+def run_sweep(spec: Spec, **how) -> Sweep:
+    """The sweep run to its end in this process."""
+    sweep = open_sweep(spec, **how)
+    try:
+        run_here(sweep.driver, sweep.place)
+    finally:
+        sweep.tuning.close()
+    return sweep
+
+
+def run_shuffled(spec: Spec, random, *, slots=3, **how) -> Sweep:
+    """The same with several jobs open at a time, of which any may end next and commits come late and twice."""
+    sweep = open_sweep(spec, slots=slots, **how)
+    driver, open_jobs = sweep.driver, []
+    while not driver.finished:
+        while len(open_jobs) < slots and (job := driver.next_job()) is not None:
+            heard = []
+            run_job(job, sweep.place, LocalRun(), heard.append)
+            open_jobs.append((job, heard))
+        assert open_jobs, driver.waits_for()
+        job, heard = open_jobs[random.randrange(len(open_jobs))]
+        if heard and random.random() < 0.7:
+            word = heard.pop(random.randrange(len(heard)))
+            driver.heard(word)
+            if random.random() < 0.2:
+                driver.heard(word)
+        else:
+            for word in heard:
+                driver.heard(word)
+            driver.ended(job.name)
+            open_jobs.remove((job, heard))
+    sweep.tuning.close()
+    return sweep

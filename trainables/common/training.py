@@ -96,7 +96,8 @@ class TrainingState:
         named = {"model." + name: whole(parameter) for name, parameter in self._parameters()}
         named |= {"model." + name: whole(buffer) for name, buffer in self._buffers()}
         for name, parameter in self._parameters():
-            for slot, value in self.optimizer.state.get(parameter, {}).items():
+            # Sorted, since all workers must gather the same slot at the same time.
+            for slot, value in sorted(self.optimizer.state.get(parameter, {}).items()):
                 if value is not None:
                     named[f"optimizer.{name}.{slot}"] = _as_tensor(name, slot, value)
         return named | {"extra." + name: value for name, value in self.extra.items()}
@@ -109,7 +110,7 @@ class TrainingState:
         own |= {"extra." + name: value for name, value in self.extra.items()}
         saved: dict[str, Tensors] = {name: {} for name, _ in self._parameters()}
         strange = own.keys() - tensors.keys()
-        for full in tensors.keys() - own.keys():
+        for full in sorted(tensors.keys() - own.keys()):
             room, _, rest = full.partition(".")
             name, _, slot = rest.rpartition(".")
             if room == "optimizer" and name in saved:
@@ -139,7 +140,7 @@ class TrainingState:
                 fused = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
                 slots[slot] = value.clone().to(parameter.device if fused else "cpu")
             elif isinstance(parameter, DTensor) and value.shape == parameter.shape:
-                slots[slot] = sharded_as(parameter, value)
+                slots[slot] = sharded_as(parameter, value).clone()
             else:
                 slots[slot] = value.clone().to(parameter.device)
 

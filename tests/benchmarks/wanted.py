@@ -1,0 +1,61 @@
+"""What each benchmark is wanted to reach, in one place, and whether it did. Nothing is adjusted to meet it."""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+
+class Wanted(NamedTuple):
+    """A bound for one value: "=" exactly, ">=" at least, "<=" at most. `timed` values mean little on a busy machine."""
+
+    what: str
+    rule: Literal["=", ">=", "<="]
+    bound: float
+    unit: str = ""
+    timed: bool = True
+
+    def met(self, value: float) -> bool:
+        match self.rule:
+            case "=":
+                return value == self.bound
+            case ">=":
+                return value >= self.bound
+        return value <= self.bound
+
+
+WANTED: Mapping[str, Mapping[str, Wanted]] = {
+    "plan": {
+        "steps_alone": Wanted("plan of preset=grid360: steps of its trials alone", "=", 378_000, timed=False),
+        "steps_shared": Wanted("the same, shared prefixes trained once", "=", 86_075, timed=False),
+        "saving": Wanted("the same: steps alone over steps shared, two places", "=", 4.39, "x", timed=False),
+    },
+    "grid_trainer": {
+        "cpu_ratio": Wanted("grid of 12 branches: CPU of a TorchTrainer per Tune trial over ours", ">=", 3, "x"),
+        "largest_loss_difference": Wanted("the same: largest difference between losses", "=", 0, "nats", timed=False),
+    },
+    "grid_function": {
+        "part_of_step_ratio": Wanted("grid of 12 branches: CPU ratio over step ratio, reused actors", ">=", 0.85),
+        "training_seconds": Wanted("the same: seconds of training in our arm", ">=", 150, "s"),
+        "largest_loss_difference": Wanted("the same: largest difference between losses", "=", 0, "nats", timed=False),
+    },
+    "shares": {
+        "training_and_evaluation": Wanted("laptop sweep: training and evaluation, of all slots' time", ">=", 0.80),
+        "evaluation": Wanted("laptop sweep: evaluation, of all slots' time", "<=", 0.05),
+        "wall_seconds": Wanted("laptop sweep: the whole command, as in make sweep", "<=", 420, "s"),
+    },
+    "startup": {"wall_seconds": Wanted("scale=tiny, with Ray's start: the whole command", "<=", 45, "s")},
+    "loop": {"part_of_bare": Wanted("training loop: tokens per CPU second, over a bare loop's", ">=", 0.95)},
+    "fork": {
+        "unequal_forks": Wanted("forks, cut anywhere, that differ from a straight run in a bit", "=", 0, timed=False)
+    },
+}
+
+
+def verdict(wanted: Wanted, value: float, quick: bool) -> str:
+    """met or missed; of a quick run's timings nothing is said.
+
+    >>> verdict(WANTED["plan"]["saving"], 4.39, quick=True), verdict(WANTED["loop"]["part_of_bare"], 0.9, quick=True)
+    ('met', 'not judged: quick')
+    """
+    if quick and wanted.timed:
+        return "not judged: quick"
+    return "met" if wanted.met(value) else "missed"
