@@ -45,7 +45,8 @@ def _frontier(records: Records, words: argparse.Namespace) -> None:
             _write(found.table(words.format), words.out)
             continue
         frame = found.table("text").split("\n\n")
-        _rich(title, found.table("markdown", notes=False), frame[1] if len(frame) > 1 else "")
+        keys = range(1 + len(found.by))
+        _rich(title, found.table("markdown", notes=False), frame[1] if len(frame) > 1 else "", keys)
 
 
 def _claims(records: Records, words: argparse.Namespace) -> None:
@@ -59,7 +60,7 @@ def _claims(records: Records, words: argparse.Namespace) -> None:
             _write(decisions_table(decisions, words.format), words.out)
             continue
         table, _, rest = decisions_table(decisions, "markdown").partition("\n\n")
-        _rich(title, table, "\n".join(line.removeprefix("- ") for line in rest.splitlines()))
+        _rich(title, table, "\n".join(line.removeprefix("- ") for line in rest.splitlines()), range(2))
 
 
 def _replay(records: Records, words: argparse.Namespace) -> None:
@@ -203,17 +204,31 @@ def _write(text: str, out: str | None) -> None:
 _WRITTEN: set[Path] = set()  # files of this process: a second regime is appended
 
 
-def _rich(title: str, markdown: str, below: str) -> None:
-    """A Markdown table drawn by rich."""
+def _rich(title: str, markdown: str, below: str, keys: Sequence[int]) -> None:
+    """A Markdown table drawn by rich, in several parts that repeat the columns `keys` where the terminal is narrow."""
     header, _, *rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in markdown.splitlines()]
-    table = Table(title=title or None)
-    for name in header:
-        table.add_column(_plain(name), overflow="fold")
-    for row in rows:
-        table.add_row(*map(_plain, row))
     console = Console(highlight=False)
-    console.print(table)
+    for columns in _fitting([header, *rows], keys, console.width):
+        table = Table(title=title or None)
+        for at in columns:
+            table.add_column(_plain(header[at]), no_wrap=at in keys, overflow="fold")
+        for row in rows:
+            table.add_row(*(_plain(row[at]) for at in columns))
+        console.print(table)
     console.print(_plain(below))
+
+
+def _fitting(rows: Sequence[Sequence[str]], keys: Sequence[int], width: int) -> list[list[int]]:
+    """Columns of each part: the keys, then as many others as fit."""
+    needed = [max(len(row[at]) for row in rows) + 3 for at in range(len(rows[0]))]
+    parts = [list(keys)]
+    for at in range(len(needed)):
+        if at in keys:
+            continue
+        if len(parts[-1]) > len(keys) and 1 + sum(needed[c] for c in [*parts[-1], at]) > width:
+            parts.append(list(keys))
+        parts[-1].append(at)
+    return parts
 
 
 def _plain(text: object) -> str:

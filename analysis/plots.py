@@ -20,7 +20,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from analysis.choice import AxisCurve
 from analysis.curves import Trunk
-from analysis.frontier import Frontier
+from analysis.frontier import Frontier, FrontierPoint
 
 # name -> (display name, colour, marker, line style)
 STYLES: dict[str, tuple[str, str, str, str]] = {
@@ -102,18 +102,16 @@ def plot_frontier(*frontiers: Frontier) -> Figure:
             if not points:
                 continue
             name, colour, marker, dashes = style(group, at)
-            x, y = [p.cost for p in points], [p.loss for p in points]
-            label = f"{name} ({_counts([p.roots for p in points])} {_seeds(points)})"
+            x, y = [p.cost or 0.0 for p in points], [p.loss for p in points]
+            label = f"{name} ({_seeds(points)})"
             axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.4, zorder=3)
             axes.plot([], [], color=colour, linestyle=dashes, marker=marker, label=label)
-            for point in points:
+            for place, point in zip(x, points, strict=True):
                 face = colour if point.fresh else "white"
-                axes.plot(
-                    point.cost, point.loss, marker=marker, color=colour, markerfacecolor=face, markersize=6, zorder=4
-                )
+                axes.plot(place, point.loss, marker=marker, color=colour, markerfacecolor=face, markersize=6, zorder=4)
             banded = [p for p in points if p.interval is not None]
             low, high = ([getattr(p.interval, end) for p in banded] for end in ("low", "high"))
-            axes.fill_between([p.cost for p in banded], low, high, color=colour, alpha=0.13, linewidth=0)
+            axes.fill_between([p.cost or 0.0 for p in banded], low, high, color=colour, alpha=0.13, linewidth=0)
         _log_x(axes, [p.cost for p in frontier.points if p.cost])
         axes.set_xlabel(_label(frontier.x))
         axes.set_title({"nominal": "per checkpoint", "family": "whole family"}.get(frontier.x.rsplit("_", 1)[-1], ""))
@@ -135,12 +133,14 @@ def plot_differences(frontier: Frontier) -> Figure:
         for point in points:
             x = budgets.index(point.budget) + shift
             face = colour if point.fresh else "white"
-            axes.plot(x, point.difference, marker=marker, color=colour, markerfacecolor=face, markersize=6, zorder=4)
+            axes.plot(
+                x, point.difference or 0.0, marker=marker, color=colour, markerfacecolor=face, markersize=6, zorder=4
+            )
             if point.difference_interval is not None:
                 ends = point.difference_interval
                 axes.plot([x, x], [ends.low, ends.high], color=colour, linewidth=1.6, zorder=3)
         if points:
-            label = f"{name} ({_counts([p.pairs for p in points])} paired seeds)"
+            label = f"{name} ({_counts([p.pairs for p in points], 'paired ')})"
             axes.plot([], [], marker=marker, color=colour, label=label)
     reference = style(frontier.reference or ("reference",), 0)[0]
     axes.axhline(0, color="#22223b", linewidth=1)
@@ -201,7 +201,7 @@ def plot_trunk(trunk: Trunk, loss: str = "select/loss") -> Figure:
 def plot_axis_curves(curves: Sequence[AxisCurve]) -> Figure:
     """Best value of each tuned field per budget (line), its near-best set (bars) and all values tried (dots)."""
     fields = list(dict.fromkeys(c.axis for c in curves))
-    figure, panels = _panels(max(1, len(fields)), width=4.4, height=3.8)
+    figure, panels = _panels(max(1, len(fields)), width=4.4 if len(fields) > 1 else 6.0, height=3.8)
     for axes, field in zip(panels, fields, strict=True):
         mine = [c for c in curves if c.axis == field]
         groups = list(dict.fromkeys(c.group for c in mine))
@@ -216,7 +216,7 @@ def plot_axis_curves(curves: Sequence[AxisCurve]) -> Figure:
                 axes.plot(
                     [place] * 2, [min(near), max(near)], color=colour, alpha=0.45, linewidth=5, solid_capstyle="round"
                 )
-            label = f"{name} ({_counts([c.roots for c in same])} tuning seeds)"
+            label = f"{name} ({_counts([c.roots for c in same], 'tuning ')})"
             best = [c.best for c in same]
             axes.plot(x, best, color=colour, marker=marker, linestyle=dashes, markersize=6, label=label, zorder=4)
         _log_x(axes, sorted({c.budget for c in mine}), room=1.07 ** (len(groups) / 2))
@@ -350,10 +350,13 @@ def _label(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
 
 
-def _counts(numbers: Sequence[int]) -> str:
-    return str(min(numbers)) if min(numbers) == max(numbers) else f"{min(numbers)}-{max(numbers)}"
+def _counts(numbers: Sequence[int], kind: str) -> str:
+    """`4 fresh seeds`, `3-4 fresh seeds`."""
+    low, high = min(numbers), max(numbers)
+    return f"{low if low == high else f'{low}-{high}'} {kind}seed{'' if high == 1 else 's'}"
 
 
-def _seeds(points: Sequence[Any]) -> str:
+def _seeds(points: Sequence[FrontierPoint]) -> str:
     kinds = {p.fresh for p in points}
-    return "fresh seeds" if kinds == {True} else "tuning seeds" if kinds == {False} else "seeds, hollow: tuning"
+    counted = _counts([p.roots for p in points], "fresh " if kinds == {True} else "tuning " if kinds == {False} else "")
+    return counted if len(kinds) == 1 else f"{counted}, hollow: tuning"

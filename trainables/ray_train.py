@@ -101,9 +101,7 @@ class WorkerGroupRun:
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         if self.parallel == "fsdp" and self.workers > 1:
             return sharded(model.to(self.device), self.workers)
-        constant = {id(buffer) for module in model.modules() for buffer in _constant_buffers(module)}
-        changing = any(id(buffer) not in constant for buffer in model.buffers())
-        return prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": changing})
+        return prepare_model(model)
 
     def should_stop(self) -> bool:
         return any(self._all_say("stop?", self.stop()))
@@ -146,11 +144,6 @@ def sharded(model: torch.nn.Module, workers: int) -> torch.nn.Module:
     for part in (*blocks, model):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     return model
-
-
-def _constant_buffers(module: torch.nn.Module) -> list[torch.Tensor]:
-    """Buffers that are no part of the module's state, such as tables of positions: all workers have the same."""
-    return [getattr(module, name) for name in module._non_persistent_buffers_set]
 
 
 def together(study: StagedStudy, run: WorkerGroupRun) -> StagedStudy:

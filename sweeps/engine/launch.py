@@ -95,8 +95,8 @@ def launch(question: Question, spec: Spec, words: Words, console: Console) -> Re
         proposals=tuning.proposals,
         reused=reused,
     )
-    console.print(banner(progress, study=spec.study.name, scale=spec.scale, executor=words.executor), highlight=False)
-    console.print(plan_text(spec, expected, tuning), highlight=False)
+    console.print(banner(progress, study=spec.study.name, scale=spec.scale, executor=words.executor), highlight=False, soft_wrap=True)
+    console.print(plan_text(spec, expected, tuning), highlight=False, soft_wrap=True)
     for damaged in driver.index.damaged:
         console.print(f"[yellow]damaged, counts as never written:[/yellow] {damaged}", highlight=False)
     if words.plan_only:
@@ -234,7 +234,7 @@ def run(
         drawing.save(drawing.as_figure(plan), spec.folder / "figures" / "stage_tree")
         if mirror is not None:
             mirror.close()
-    console.print(where_the_time_went(progress), highlight=False)
+    console.print(where_the_time_went(progress), highlight=False, soft_wrap=True)
 
 
 def execute(driver: Driver, place: Place, words: Words, slots: int) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweeps.engine.driver import Entry
-from sweeps.engine.plan import Trial, make_trial, marginal_steps
+from sweeps.engine.plan import Trial, make_trial, marginal_steps, plan
 from sweeps.engine.spec import Spec
 from sweeps.engine.store import Index
 from sweeps.engine.tuning import configs_of
@@ -64,13 +65,16 @@ class Recorder:
         if self._counted == len(self.entries):
             return
         self._counted = len(self.entries)
-        unique = {entry.trial.key: entry.trial for entry in self.entries}
-        self._marginal = canonical_marginals(self.spec, unique.values())
+        trials = {trial_id(entry.trial): entry.trial for entry in self.entries}
+        self._marginal = canonical_marginals(self.spec, trials.values())
         self._varying = varying_fields(self.entries)
-        self._passes = {}
-        for trial in unique.values():
-            for point in trial.points:
-                self._passes[point.key] = self._passes.get(point.key, 0) + 1
+        ends = Counter(trial.key for trial in trials.values())
+        self._passes = {
+            point.key: sum(ends[trial.key] for trial in node.trials)
+            for tree in plan(trials.values()).trees
+            for node in tree.nodes()
+            for point in node.points
+        }
 
     def trial_row(self, entry: Entry) -> dict[str, Any]:
         """An entry as a row of `trials`."""
@@ -78,7 +82,7 @@ class Recorder:
         study, trial, config = self.spec.study, entry.trial, asdict(entry.trial.config)
         units, budget = study.units(trial.root), getattr(entry.trial.config, study.budget)
         tokens, flops = units.get("tokens", 1), units.get("flops", 0.0)
-        family, marginal = family_steps(self.spec, entry), self._marginal[trial.key]
+        family, marginal = family_steps(self.spec, entry), self._marginal[trial_id(trial)]
         costs: dict[str, Any] = {}
         for kind, steps in (("nominal", trial.steps), ("family", family), ("marginal", marginal)):
             costs |= {f"steps_{kind}": steps, f"tokens_{kind}": int(steps * tokens), f"flops_{kind}": steps * flops}
@@ -142,15 +146,17 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def canonical_marginals(spec: Spec, trials: Iterable[Trial]) -> dict[str, int]:
-    """What each trial adds in the canonical order of its tree: by budget, then key, whatever ran first."""
-    by_root: dict[str, list[Trial]] = {}
-    for trial in sorted(trials, key=lambda trial: (getattr(trial.config, spec.study.budget), trial.key)):
-        by_root.setdefault(trial.root_key, []).append(trial)
-    return {
-        trial.key: steps
-        for members in by_root.values()
-        for trial, steps in zip(members, marginal_steps(members), strict=True)
-    }
+    """By trial id, the steps that each adds in the canonical order of its tree: by budget, then key, whatever ran first."""
+    ordered = sorted(trials, key=lambda trial: (getattr(trial.config, spec.study.budget), trial.key, trial_id(trial)))
+    marginal = {trial_id(trial): 0 for trial in ordered}
+    place: dict[str, int] = {}
+    for number, trial in enumerate(ordered):
+        place.setdefault(trial.key, number)
+    for tree in plan(ordered).trees:
+        for node in tree.nodes():
+            first = min(place[trial.key] for trial in node.trials)
+            marginal[trial_id(ordered[first])] += node.steps
+    return marginal
 
 
 def family_steps(spec: Spec, entry: Entry) -> int:

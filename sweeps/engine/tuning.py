@@ -61,20 +61,26 @@ class Cell:
 
     def advance(self) -> list[Entry]:
         """New entries, given how all earlier ones stand."""
-        new: list[Entry] = []
+        new = self._promote() if self.spec.search.bracket else []
+        self._tell()
         while (proposal := self.proposals.ask()) is not None:
             new += self._adopt(proposal)
-        new += self._promote() if self.spec.search.bracket else []
-        for asked in self.asked.values():
-            if not asked.told and asked.settled and self._at_end(asked):
-                # What the journal says stays: later proposals were drawn from it. The store may say otherwise, where a
-                # failure was mended meanwhile, or where a GPU trained damaged rows again.
-                self.proposals.tell(asked.proposal.index, asked.journalled or self._outcome(asked))
-                asked.told = True
+            self._tell()  # a proposal that is answered already may be what the next one waits for
         if self.tuned and not self.confirmed and not new:
             self.confirmed = True
             new += list(self._confirm())
         return new
+
+    def _tell(self) -> None:
+        """Tell the journal of every proposal that is at its end.
+
+        What the journal says already stays, since later proposals were drawn from it. The store may say otherwise where
+        a failure was mended meanwhile, or where a GPU trained damaged rows again.
+        """
+        for asked in self.asked.values():
+            if not asked.told and asked.settled and self._at_end(asked):
+                self.proposals.tell(asked.proposal.index, asked.journalled or self._outcome(asked))
+                asked.told = True
 
     @property
     def tuned(self) -> bool:

@@ -48,6 +48,7 @@ class Words:
     sampler: str | None = None
     bracket: int | None = None
     eta: int = 2
+    compare: list[str] | None = None
     objective: str | None = None
     sampler_seed: int = 0
     executor: str = "ray"
@@ -70,6 +71,7 @@ ABOUT = {
     "sampler": "grid, random, qmc, tpe, gp or cmaes",
     "bracket": "halve: brackets of so many proposals, the best of which go on to the next budget",
     "eta": "halving keeps one in eta at each budget",
+    "compare": "enumerated axes whose every value is confirmed on fresh seeds, such as [decay_fraction]",
     "objective": "the select metric that the search follows",
     "sampler_seed": "seed of the sampler",
     "executor": "ray, or local: this process, without Ray",
@@ -177,6 +179,10 @@ def make_spec(study: StagedStudy, arguments: Sequence[str], name: str) -> tuple[
         )
     except SpaceError as error:
         raise Refused(str(error)) from error
+    compare = tuple(found.get("compare", ()) if words.compare is None else words.compare)
+    for axis in compare:
+        if axis not in space.enumerated:
+            raise Refused(f"compare={axis} is no enumerated axis{close_matches(axis, space.enumerated)}")
     _check(study, words, search, budgets)
     command = f"python sweeps/{name}.py " + shlex.join(arguments)
     return (
@@ -193,7 +199,7 @@ def make_spec(study: StagedStudy, arguments: Sequence[str], name: str) -> tuple[
             tuning_seeds=tuning,
             fresh_seeds=fresh,
             search=search,
-            compare=tuple(found.get("compare", ())),
+            compare=compare,
             results=Path(words.results),
         ),
         words,

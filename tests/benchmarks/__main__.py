@@ -83,7 +83,13 @@ def earlier(out: Path) -> dict[str, Any]:
         content = json.loads(out.read_text())
     except (OSError, ValueError):
         return {}
-    return content["benchmarks"] if content.get("machine") == machine() else {}
+    if content.get("machine") != machine():
+        return {}
+    return {
+        name: entry
+        for name, entry in content["benchmarks"].items()
+        if name in WANTED and WANTED[name].keys() <= entry.get("values", {}).keys()
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from tests.benchmarks.planning import planned
 from tests.benchmarks.settings import Measured, Settings, cores, fresh_folder
 
 GRID = ("preset=fractions_and_shapes", "seeds=0", "tracking=none", "executor=ray", "cluster=local")
-QUICK = (*GRID, "scale=tiny", "space.peak_lr=0.01", "space.budget_steps=[20]")
+QUICK = (*GRID, "scale=tiny", "space.peak_lr=0.01", "space.budget_steps=[20]", "space.decay_fraction=0.4")
 SHORT = (*GRID, "scale=laptop", "space.peak_lr=0.003", "space.budget_steps=[400]")
 LONG = (*GRID, "scale=laptop", "space.peak_lr=0.003", "space.budget_steps=[4800]")
 

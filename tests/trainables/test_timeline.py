@@ -101,7 +101,9 @@ EXPECTED_FALL = {  # from 1 to 0.25 over four steps, worked out by hand
     "exponential": [1.0, 2**-0.5, 0.5, 2**-1.5],
     "mirror_cosine": [1.0, 1.375 - 0.375 * math.sqrt(0.5), 0.625, 0.625 - 0.375 * (1 - math.sqrt(0.5))],
 }
-EXPECTED_FALL["mirror_cosine"] = [2 * a - b for a, b in zip(EXPECTED_FALL["linear"], EXPECTED_FALL["cosine"], strict=True)]
+EXPECTED_FALL["mirror_cosine"] = [
+    2 * a - b for a, b in zip(EXPECTED_FALL["linear"], EXPECTED_FALL["cosine"], strict=True)
+]
 
 
 @pytest.mark.parametrize("shape", list(SHAPES))
@@ -125,7 +127,9 @@ def test_a_rise_arrives_with_its_last_step():
 
 def test_a_users_shape_is_found_by_path_and_its_source_counts(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "own_decay.py").write_text("def steep(x):\n    return (1 - x) ** 2\n\n\ndef upside_down(x):\n    return x\n")
+    (tmp_path / "own_decay.py").write_text(
+        "def steep(x):\n    return (1 - x) ** 2\n\n\ndef upside_down(x):\n    return x\n"
+    )
     mine = ramp(1.0, 0.0, "own_decay:steep")
     assert [mine.value(done, 4) for done in range(4)] == [1.0, 0.5625, 0.25, 0.0625]
     assert mine.source

@@ -1,0 +1,244 @@
+"""What Ray reports against `train` in this process: a stock Tune search, two workers under DDP, a sweep under FSDP."""
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray import tune
+from ray.train import RunConfig, UserCallback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from sweeps.engine.driver import Driver, Entry
+from sweeps.engine.local import run_here
+from sweeps.engine.plan import make_trial
+from sweeps.engine.search import Slots, run_on_ray
+from sweeps.engine.store import Store
+from sweeps.engine.worker import Place
+from trainables import wsd
+from trainables.ray_train import (
+    InProcessRun,
+    Parted,
+    WorkerGroupRun,
+    config_of,
+    given_device,
+    result,
+    sharded,
+    together,
+    torch_trainer,
+    tune_trainable,
+    worker_group,
+)
+from trainables.study import LocalRun, train
+from trainables.toys import QUADRATIC
+
+TINY = replace(wsd.STUDY.tiny, layers=2, decay_fraction=0.25)  # a trunk of 30 steps, a decay of 10
+ROUNDING = 2e-5  # nats; workers add the same numbers in another order, 40 steps long
+
+
+@pytest.fixture(scope="module")
+def ray_session(tmp_path_factory):
+    """One Ray of this module's own, with quick reports and its files in a temporary folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+        patch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
+        try:
+            yield str(tmp_path_factory.mktemp("ray"))
+        finally:
+            ray.shutdown()
+
+
+def losses(row) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name.endswith(("/loss", "/bits_per_byte"))}
+
+
+def assert_equal_but_for_rounding(reported, rows):
+    assert [row["step"] for row in reported] == [row.step for row in rows]
+    for ours, alone in zip(reported, rows, strict=True):
+        assert losses(ours) == pytest.approx(losses(alone.metrics), abs=ROUNDING)
+
+
+def test_a_stock_tune_sweep_with_optuna_and_asha_survives_divergence(ray_session):
+    fixed = {name: getattr(TINY, name) for name in wsd.STUDY.field_names if name not in ("peak_lr", "decay_fraction")}
+    points = [{"peak_lr": 3e-3, "decay_fraction": 0.25}, {"peak_lr": 1e30, "decay_fraction": 0.25}]
+    tuner = tune.Tuner(
+        tune.with_resources(tune_trainable(wsd.STUDY, **fixed), {"cpu": 1}),
+        param_space={"peak_lr": tune.loguniform(1e-3, 1e31), "decay_fraction": tune.uniform(0.1, 0.4)},
+        tune_config=tune.TuneConfig(
+            metric="select/loss",
+            mode="min",
+            num_samples=3,
+            max_concurrent_trials=1,
+            reuse_actors=True,
+            search_alg=OptunaSearch(seed=0, points_to_evaluate=points),
+            scheduler=ASHAScheduler(time_attr="step", max_t=40, grace_period=10),
+        ),
+        run_config=tune.RunConfig(storage_path=ray_session, verbose=0),
+    )
+    results = tuner.fit()
+    assert not results.errors and len(results) == 3
+    sound, diverged, _ = sorted(results, key=lambda each: points.index(each.config) if each.config in points else 2)
+    end = train(wsd.STUDY, replace(TINY, **points[0])).rows[-1]
+    assert losses(sound.metrics) == end.metrics  # bit-equal: one process, one thread
+    tokens = TINY.batch_size * TINY.context
+    assert (sound.metrics["step"], sound.metrics["tokens"], sound.metrics["diverged"]) == (40, 40 * tokens, False)
+    assert diverged.metrics["diverged"] and diverged.metrics["select/loss"] == math.inf
+    assert math.isfinite(results.get_best_result().metrics["select/loss"])
+
+
+class WrittenDown(UserCallback):
+    """Appends the steps that the workers report to a file, where Train's controller runs."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def after_report(self, run_context, metrics, checkpoint):
+        with open(self.path, "a") as file:
+            file.write(" ".join(f"{worker['step']}:{worker['select/loss']!r}" for worker in metrics) + "\n")
+
+
+def test_two_workers_measure_what_one_measures(ray_session):
+    callback = WrittenDown(ray_session + "/reports")
+    run_config = RunConfig(name="ddp", storage_path=ray_session, callbacks=[callback])
+    rows = torch_trainer(wsd.STUDY, TINY, workers=2, run_config=run_config).fit().return_value
+    assert_equal_but_for_rounding(rows, train(wsd.STUDY, TINY).rows)
+    reports = [line.split() for line in Path(callback.path).read_text().splitlines()]
+    # Both workers measure the same, to the bit.
+    assert reports == [[f"{row['step']}:{row['select/loss']!r}"] * 2 for row in rows]
+
+
+class Given:
+    """A tuning that asks for these configs at once."""
+
+    def __init__(self, *configs):
+        self.waiting = [Entry(make_trial(wsd.STUDY, config), "tune", "", None, {}) for config in configs]
+
+    def advance(self):
+        now, self.waiting = self.waiting, []
+        return now
+
+    @property
+    def finished(self):
+        return not self.waiting
+
+
+def opened(results, *configs) -> Driver:
+    store = Store(results)
+    store.prepare()
+    driver = Driver(store, Given(*configs), slots=1)
+    driver.start()
+    return driver
+
+
+@pytest.mark.timeout(180)
+def test_a_sweep_goes_on_in_a_sharded_worker_group_from_what_one_process_kept(ray_session, tmp_path):
+    """Trunk and fork states are saved by one worker and loaded by two, and the other way round."""
+    place = Place(str(tmp_path), str(tmp_path / "stop"))
+    run_here(opened(tmp_path, TINY), place)
+    others = [replace(TINY, decay_shape="square"), replace(TINY, budget_steps=80, decay_shape="square")]
+    driver = opened(tmp_path, TINY, *others)
+    run_on_ray(driver, place, Slots(1, cpus=0.9, workers=2, parallel="fsdp"), address=None)
+    last = replace(TINY, budget_steps=80)
+    finally_here = opened(tmp_path, last)
+    run_here(finally_here, place)
+
+    assert [entry.status for entry in driver.entries] == ["complete"] * 3
+    commits = [commit for commit in driver.session.values()]
+    assert sum(commit.executed_steps for commit in commits) == 10 + 30 + 20  # never the first trunk's 30 again
+    assert sum(commit.executed_steps for commit in finally_here.session.values()) == 20
+    for entry in (*driver.entries, *finally_here.entries):
+        alone = train(wsd.STUDY, entry.trial.config).rows
+        assert_equal_but_for_rounding([{"step": row.step, **row.metrics} for row in entry.rows], alone)
+        assert entry.rows[-1].arrays["report/document_losses"] == pytest.approx(
+            alone[-1].arrays["report/document_losses"], abs=ROUNDING
+        )
+
+
+def test_unknown_and_doubled_fields_are_refused_before_training():
+    with pytest.raises(ValueError, match=r"quadratic has no field \['rate'\]; fields: budget_steps, learning_rate"):
+        tune_trainable(QUADRATIC, rate=0.1)
+    with pytest.raises(ValueError, match=r"has no field \['rate'\]"):
+        tune_trainable(QUADRATIC)({"rate": 0.1})
+    with pytest.raises(ValueError, match=r"\['noise'\] are both fixed and searched"):
+        tune_trainable(QUADRATIC, noise=0.1)({"noise": 0.2})
+    with pytest.raises(TypeError, match="quadratic needs a Config, got dict"):
+        torch_trainer(QUADRATIC, {"noise": 0.1})
+    with pytest.raises(ValueError, match="parallel is 'ddp' or 'fsdp', got 'tp'"):
+        worker_group(print, workers=2, parallel="tp")
+    with pytest.raises(ValueError, match="at least one worker, got 0"):
+        worker_group(print, workers=0)
+    with pytest.raises(ValueError, match=r"one GPU or none, got gpus=0\.5"):
+        Slots(1, gpus=0.5, workers=2)
+    with pytest.raises(ValueError, match=r"shards the modules in model.blocks .*, which Linear lacks"):
+        sharded(torch.nn.Linear(1, 1), 2)
+
+
+def test_values_become_a_config_of_plain_numbers():
+    searched = {"peak_lr": torch.tensor(0.5), "decay_fractions": [0.2, 0.5], "method": "wsd_s"}
+    config = config_of(wsd.STUDY, searched, {"decay_fraction": 0.5, "earlier_budgets": [400]})
+    assert config == wsd.Config(
+        *("wsd_s", 1600, (400,), 0.5),
+        decay_fractions=(0.2, 0.5),
+        decay_fraction=0.5,
+    )
+    assert type(config.peak_lr) is float
+
+
+def test_a_result_that_is_not_finite_counts_as_the_worst():
+    row = {"key": "k", "step": 3, "full": True, "train/loss": 1.0, "select/loss": math.nan, "report/loss": -math.inf}
+    told = result(QUADRATIC, {"tokens": 2}, row)
+    assert told == {
+        "step": 3,
+        "tokens": 6,
+        "diverged": True,
+        "train/loss": 1.0,
+        "select/loss": math.inf,
+        "report/loss": math.inf,
+    }
+    maximised = replace(QUADRATIC, select=QUADRATIC.select._replace(goal="max"))
+    assert result(maximised, {}, row)["select/loss"] == -math.inf
+    light = {"key": "k", "step": 1, "full": False, "select/loss": 0.5}
+    assert result(QUADRATIC, {}, light) == {"step": 1, "diverged": False, "select/loss": 0.5}
+
+
+class Pair(WorkerGroupRun):
+    """One of two workers; the other one always does the same and never raises."""
+
+    def __init__(self):
+        self.device, self.rank, self.workers = torch.device("cpu"), 0, 2
+        self.send, self.stop = (lambda row: None), (lambda: False)
+
+    def _all_say(self, doing, word):
+        return [word, False]
+
+
+def test_an_error_on_one_worker_alone_ends_the_group_and_one_on_all_is_the_branchs_own():
+    def broken(state, placed, span, run):
+        raise MemoryError("out of memory")
+
+    pair = Pair()
+    assert train(together(QUADRATIC, pair), QUADRATIC.tiny, pair).rows == train(QUADRATIC, QUADRATIC.tiny).rows
+    study = replace(QUADRATIC, advance=broken)
+    with pytest.raises(Parted, match=r"of 2 workers only \[0\] raised in broken\(Placed.*see their own traceback"):
+        train(together(study, pair), QUADRATIC.tiny, pair)
+    pair._all_say = lambda doing, word: [word, word]
+    with pytest.raises(RuntimeError, match="MemoryError: out of memory"):
+        train(together(study, pair), QUADRATIC.tiny, pair)
+
+
+def test_one_workers_stop_is_everybodys():
+    pair = Pair()
+    assert not pair.should_stop()
+    pair._all_say = lambda doing, word: [word, True]
+    assert pair.should_stop()
+
+
+def test_without_gpus_everything_is_on_the_cpu():
+    if torch.cuda.is_available() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        pytest.skip("this machine has a GPU")
+    assert given_device() == InProcessRun().device == LocalRun().device == torch.device("cpu")
