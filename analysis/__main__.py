@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis import plots
-from analysis.choice import axis_curves
+from analysis.choice import AxisCurve, axis_curves
 from analysis.claims import decide, decisions_table
 from analysis.curves import hill_and_river, trunk
 from analysis.frontier import AXES, frontier
@@ -86,34 +87,29 @@ def _figures(records: Records, words: argparse.Namespace) -> None:
 
 def draw_all(records: Records, folder: str | Path) -> list[str]:
     """Write every figure these records (of one regime) allow; returns the files, and why others were not drawn."""
+    nominal = cache(lambda: frontier(records))
+    figures: dict[str, Callable[[], Figure]] = {
+        "frontier": lambda: plots.plot_frontier(nominal(), frontier(records, x="flops_family")),
+        "differences": lambda: plots.plot_differences(nominal()),
+        "trunk": lambda: plots.plot_trunk(trunk(records)),
+        "best_values": lambda: plots.plot_axis_curves(_curves(records)),
+        "hill_and_river": lambda: plots.plot_hill_and_river(hill_and_river(records)),
+        "best_of_k": lambda: plots.plot_best_of_k(nominal()),
+    }
     lines = []
-    for name, draw in _FIGURES.items():
+    for name, draw in figures.items():
         try:
-            lines += [str(file) for file in plots.save(draw(records), Path(folder) / name)]
+            lines += [str(file) for file in plots.save(draw(), Path(folder) / name)]
         except RecordsError as error:
             lines.append(f"{name}: not drawn, {error}")
     return lines
 
 
-def _both_axes(records: Records) -> Figure:
-    return plots.plot_frontier(*(frontier(records, x=x) for x in ("flops_nominal", "flops_family")))
-
-
-def _axes(records: Records) -> Figure:
-    curves = [c for axis in ("decay_fraction", "peak_lr") for c in axis_curves(records, axis)]
+def _curves(records: Records) -> list[AxisCurve]:
+    curves = [curve for axis in ("decay_fraction", "peak_lr") for curve in axis_curves(records, axis)]
     if not curves:
         raise RecordsError("neither the decay fraction nor the peak learning rate takes two values")
-    return plots.plot_axis_curves(curves)
-
-
-_FIGURES = {
-    "frontier": _both_axes,
-    "differences": lambda r: plots.plot_differences(frontier(r)),
-    "trunk": lambda r: plots.plot_trunk(trunk(r)),
-    "best_values": _axes,
-    "hill_and_river": lambda r: plots.plot_hill_and_river(hill_and_river(r)),
-    "best_of_k": lambda r: plots.plot_best_of_k(frontier(r)),
-}
+    return curves
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -120,6 +120,8 @@ def choose(records: Records, by: str | Sequence[str] = "method") -> list[Choice]
     tune = frame[frame["phase"] == "tune"]
     _refuse_mixed_conditions(records, tune, names)
     fields = _tuned_fields(records, tune, names)
+    used = {"config_id", "seed", "select", "report", "status", "cell", "proposal", "budget_steps", *names}
+    tune = tune[[c for c in tune if c in used or str(c).startswith("config.")]]
     choices = []
     for key, rows in tune.groupby([*names, "budget_steps"], sort=True, dropna=False):
         choice = _choose_one(records, rows, tuple(key[:-1]), int(str(key[-1])), fields(key[:-1]))

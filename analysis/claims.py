@@ -19,7 +19,7 @@ import pandas as pd
 from analysis import tables
 from analysis.choice import Choice, choose, single_regime, trial_frame
 from analysis.records import Records, RecordsError
-from analysis.stats import MIN_ROOTS, Direction, Interval, claim_p, holm, t_interval
+from analysis.stats import MIN_ROOTS, Direction, Interval, claim_p, finite, holm, t_interval
 
 ALPHA = 0.05
 Verdict = Literal["reproduced", "contradicted", "undecided"]
@@ -82,7 +82,8 @@ class Evidence:
     def of(cls, records: Records) -> Evidence:
         """Evidence of all trials; freshness is judged before any filter."""
         choices = {(str(c.group[0]), c.budget): c for c in choose(records, "method")} if len(records) else {}
-        return cls(records, trial_frame(records), choices, "any")
+        frame = trial_frame(records).drop(columns=["report/document_losses", "error", "name", "varying"])
+        return cls(records, frame, choices, "any")
 
     def final(self, choice: Choice) -> pd.Series:
         """Report loss by seed of a chosen config, on the claim's seeds."""
@@ -129,35 +130,60 @@ def decide(
     every = Evidence.of(records)
     evidence = {seeds: replace(every, seeds=seeds) for seeds in ("fresh", "any")}
     observed = [_observe(claim, evidence[claim.seeds], statistics) for claim in claims]
-    judged = [_judge(claim, seen) for claim, seen in zip(claims, observed, strict=True)]
-    testable = [i for i, (_, why) in enumerate(judged) if not why]
-    corrected_for = dict(zip(testable, holm([judged[i][0].p_for for i in testable]), strict=True))
-    corrected_against = dict(zip(testable, holm([judged[i][0].p_against for i in testable]), strict=True))
     hashes = {
         entry.get("hash") for spec in records.sweeps for entry in spec.get("claims") or () if isinstance(entry, dict)
     }
     looks = sum(int(spec.get("looks", 1)) for spec in records.sweeps) or 1
     decisions = []
-    for i, (claim, seen, (test, why)) in enumerate(zip(claims, observed, judged, strict=True)):
-        verdict: Verdict = "undecided"
-        p = corrected_for.get(i)
-        part = test.weakest
-        if p is not None and p <= ALPHA:
-            verdict = "reproduced"
-        elif i in corrected_against and corrected_against[i] <= ALPHA:
-            verdict, p, part = "contradicted", corrected_against[i], test.worst
-        elif not why:
-            why = f"the {test.roots} roots do not tell it from its margin {claim.margin:g}; more seeds would: seeds=N"
-        values = seen.parts[part].to_numpy(dtype=float) if part else np.array([])
-        values = values[np.isfinite(values)]
-        decisions.append(
-            Decision(
-                claim, verdict, p, float(values.mean()) if len(values) else None, t_interval(values), part,
-                {str(c): float(seen.parts[c].mean()) for c in seen.parts}, test.roots, regime["scale"], regime, looks,
-                claim.hash in hashes, "; ".join(filter(None, [why, seen.exploratory])),
-            )
-        )  # fmt: skip
+    for claim, seen, ruling in zip(claims, observed, rule(claims, observed), strict=True):
+        values = finite(seen.parts[ruling.part]) if ruling.part else np.array([])
+        decision = Decision(
+            claim,
+            ruling.verdict,
+            ruling.p_value,
+            estimate=float(values.mean()) if len(values) else None,
+            interval=t_interval(values),
+            part=ruling.part,
+            parts={str(c): float(seen.parts[c].mean()) for c in seen.parts},
+            roots=ruling.roots,
+            scale=regime["scale"],
+            regime=regime,
+            looks=looks,
+            declared=claim.hash in hashes,
+            why="; ".join(filter(None, [ruling.why, seen.exploratory])),
+        )
+        decisions.append(decision)
     return decisions
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """The verdict on one claim among those it was corrected with."""
+
+    verdict: Verdict
+    p_value: float | None
+    part: str
+    roots: int
+    why: str
+
+
+def rule(claims: Sequence[Claim], observed: Sequence[Observation]) -> list[Ruling]:
+    """Verdicts on what was observed, Holm-corrected over all claims that can be tested."""
+    judged = [_judge(claim, seen) for claim, seen in zip(claims, observed, strict=True)]
+    testable = [i for i, (_, why) in enumerate(judged) if not why]
+    corrected_for = dict(zip(testable, holm([judged[i][0].p_for for i in testable]), strict=True))
+    corrected_against = dict(zip(testable, holm([judged[i][0].p_against for i in testable]), strict=True))
+    rulings = []
+    for i, (claim, (test, why)) in enumerate(zip(claims, judged, strict=True)):
+        p, against = corrected_for.get(i), corrected_against.get(i)
+        if p is not None and p <= ALPHA:
+            rulings.append(Ruling("reproduced", p, test.weakest, test.roots, why))
+        elif against is not None and against <= ALPHA:
+            rulings.append(Ruling("contradicted", against, test.worst, test.roots, why))
+        else:
+            unclear = f"{test.roots} roots do not tell it from its margin {claim.margin:g}; more would: seeds=N"
+            rulings.append(Ruling("undecided", p, test.weakest, test.roots, why or unclear))
+    return rulings
 
 
 def decisions_table(decisions: Sequence[Decision], format: str = "text") -> str:

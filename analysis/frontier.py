@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AXES = (*COSTS, "device_seconds_alone")
+_BESIDES = ("report/bits_per_byte", "report/document_losses")
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,8 @@ def frontier(
     has_reference = any(choice.group == wanted for choice in choices)
     if not has_reference:
         notes.append(f"no {' '.join(map(str, wanted))} among the groups: no differences and no compute multipliers")
-    finals = {(c.group, c.budget): _final_trials(frame, c) for c in choices}
+    used = ["config_id", "budget_steps", "fresh", "status", "phase", "seed", "root", "report", x, *_BESIDES]
+    finals = {(c.group, c.budget): _final_trials(frame[used], c) for c in choices}
     costs = {key: _mean(trials[x]) for key, (trials, _, _) in finals.items()}
     curve = [
         (cost, finals[key][0]["report"].mean())

@@ -72,7 +72,7 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     def inside(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.rc_context(_RC):
             figure = draw(*args, **kwargs)
-            FigureCanvasAgg(figure).draw()  # lay out while these settings hold
+            FigureCanvasAgg(figure)
             return figure
 
     return inside
@@ -95,7 +95,7 @@ def plot_frontier(*frontiers: Frontier) -> Figure:
 
     Filled markers are fresh seeds, hollow ones the tuning seeds that chose the config.
     """
-    figure, panels = _panels(len(frontiers), width=4.5, height=3.9, share_y=True)
+    figure, panels = _panels(len(frontiers), width=4.5 if len(frontiers) > 1 else 6.0, height=3.9, share_y=True)
     for axes, frontier in zip(panels, frontiers, strict=True):
         for at, group in enumerate(frontier.groups()):
             points = [p for p in frontier.points if p.group == group and p.cost is not None and np.isfinite(p.loss)]

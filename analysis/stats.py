@@ -155,12 +155,12 @@ def best_of_k(select: Sequence[float], value: Sequence[float]) -> np.ndarray:
     order = np.argsort(np.asarray(select, dtype=float), kind="stable")
     ranked = np.asarray(value, dtype=float)[order]
     n = len(ranked)
-    chance = np.zeros((n, n))  # [k, i]
+    expected = np.empty(n)
+    place = np.arange(1, n)  # neighbouring chances have the ratio (n - i - k + 1) / (n - i): no large factorials
     for k in range(1, n + 1):
-        chance[k - 1, 0] = k / n
-        for i in range(1, n - k + 1):  # C(n-i-1, k-1) / C(n-i, k-1), without large factorials
-            chance[k - 1, i] = chance[k - 1, i - 1] * (n - i - k + 1) / (n - i)
-    return chance @ ranked
+        ratios = np.maximum(n - place - k + 1, 0) / (n - place)
+        expected[k - 1] = k / n * np.concatenate([[1.0], np.cumprod(ratios)]) @ ranked
+    return expected
 
 
 def cost_to_reach(loss: float, costs: Sequence[float], losses: Sequence[float]) -> tuple[float, str]:

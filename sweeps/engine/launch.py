@@ -1,6 +1,7 @@
 """One command from its words to its tables, figures and verdicts."""
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -60,7 +61,8 @@ def main(question: Question, arguments: Sequence[str] | None = None) -> int:
         errors.print(f"[bold red]refused:[/bold red] {error}", highlight=False, soft_wrap=True)
         return 2
     except (Stopped, KeyboardInterrupt):
-        errors.print("stopped; what was finished is kept. The same command again goes on from there.")
+        again = shlex.join(["python", f"sweeps/{question.name}.py", *words])
+        errors.print(f"stopped; what was finished is kept. The same command goes on from there:\n  {again}", soft_wrap=True)
         return 130
     except OSError as error:
         errors.print(f"[bold red]stopped:[/bold red] {error}\nWhat was finished is kept.", highlight=False)

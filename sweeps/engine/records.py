@@ -195,21 +195,23 @@ def _ledger_rows(spec: Spec, entries: Sequence[Entry], index: Index) -> list[dic
     """Every executed stage that lies on some trial of the sweep, whichever command ran it."""
     by_root: dict[str, dict[str, Trial]] = {}
     for entry in entries:
-        by_root.setdefault(entry.trial.root_key, {})[entry.trial.key] = entry.trial
-    keys: dict[tuple[str, int], set[str]] = {}
+        by_root.setdefault(entry.trial.root_key, {})[trial_id(entry.trial)] = entry.trial
+    passing: dict[tuple[str, int], dict[str, list[str]]] = {}
     rows = []
     for commit in index.commits.values():
         place = (commit.root_key, commit.stop)
-        if place not in keys:
-            trials = by_root.get(commit.root_key, {}).values()
-            keys[place] = {
-                state_key(commit.root_key, trial.placed, commit.stop) for trial in trials if trial.steps >= commit.stop
-            }
-        if commit.key in keys[place]:
+        if place not in passing:
+            through = passing.setdefault(place, {})
+            for trial in by_root.get(commit.root_key, {}).values():
+                if trial.steps >= commit.stop:
+                    key = state_key(commit.root_key, trial.placed, commit.stop)
+                    through.setdefault(key, []).append(trial_id(trial))
+        if commit.key in passing[place]:
             rows.append(
                 {
                     "sweep": spec.sweep,
                     "stage": commit.key,
+                    "trials": passing[place][commit.key],
                     "root": commit.root_key,
                     "from_step": commit.start,
                     "to_step": commit.stop,

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from trainables.study import Stopped
 
 WATCHDOG_SECONDS = 60.0
 METRIC = "commits"
+LONGEST_REASON = 3000  # characters of an error that go to the driver
 
 
 @dataclass
@@ -64,13 +65,15 @@ class JobSearcher(Searcher):
         super().__init__(metric=METRIC, mode="max")
         self.driver, self.slots, self.place = driver, slots, place
         self.jobs: dict[str, Job] = {}
+        self.reasons: dict[str, str] = {}
         self.quiet_since: float | None = None
         self.fault: BaseException | None = None
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
+        """A job, None to wait, or Searcher.FINISHED."""
         if self.fault is not None or self.place.stop_asked():
             return Searcher.FINISHED
         with self._guarded():
@@ -95,16 +98,19 @@ class JobSearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         with self._guarded():
-            self._hear(result)
+            self._hear(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         with self._guarded():
             job = self.jobs.pop(trial_id)
-            self._hear(result or {})
-            self.driver.ended(job.name, "the job's process died or raised; see the log above" if error else None)
+            self._hear(trial_id, result or {})
+            reason = self.reasons.pop(trial_id, "the job's process died or raised; see the log above")
+            self.driver.ended(job.name, reason if error else None)
 
-    def _hear(self, result: dict[str, Any]) -> None:
+    def _hear(self, trial_id: str, result: dict[str, Any]) -> None:
         told = json.loads(result.get("told", "{}"))
+        if "error" in told:
+            self.reasons[trial_id] = told["error"]
         self.driver.heard(Told(tuple(told.get("committed", ())), tuple(told.get("damaged", ()))))
 
     @contextlib.contextmanager
@@ -130,6 +136,17 @@ def _words(told: Told, count: int) -> dict[str, Any]:
     return {METRIC: count, "told": json.dumps({"committed": told.committed, "damaged": told.damaged})}
 
 
+@contextlib.contextmanager
+def _saying_why() -> Iterator[None]:
+    """Report what ends a job before it is raised: of a trial's error Tune tells a searcher nothing."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[-LONGEST_REASON:]
+        tune.report({METRIC: 0, "told": json.dumps({"error": reason})})
+        raise
+
+
 def _trainable(place: Place) -> Callable[[dict[str, Any]], None]:
     def job(config: dict[str, Any]) -> None:
         count = [0]
@@ -139,7 +156,7 @@ def _trainable(place: Place) -> Callable[[dict[str, Any]], None]:
             tune.report(_words(told, count[0]))
 
         run = InProcessRun(stop=place.stop_asked)
-        with contextlib.suppress(Stopped):
+        with _saying_why(), contextlib.suppress(Stopped):
             in_this_process(lambda: run_job(config["job"], place, run, tell))
 
     return job
@@ -161,7 +178,8 @@ def _group_trainable(place: Place, slots: Slots, scratch: Path) -> Callable[[dic
                 name=f"{config['job'].name}-group", storage_path=str(scratch), callbacks=callbacks
             ),
         )
-        tune.report(trainer.fit().return_value)
+        with _saying_why():
+            tune.report(trainer.fit().return_value)
 
     return job
 

@@ -221,7 +221,7 @@ def _add_curve(
                 "sweep": name, "trial": key[:12], "step": step, "tokens": step * TOKENS_PER_STEP, "lr": float(rate),
                 "phase_of_schedule": phase, "key": state_key, "shared": trunk, "full": step in (fork, budget),
                 "train/loss": select + river + height, "select/loss": select + (0 if at_end else river + height),
-                "report/loss": report + (0 if at_end else river + height) if step in (fork, fork - decay, budget) else None,
+                "report/loss": report + (0 if at_end else river + height) if step in (fork, budget) else None,
             }
         )  # fmt: skip
     earlier = budgets[-2] if len(budgets) > 1 else 0
@@ -236,7 +236,8 @@ def _add_curve(
             continue
         made.ledger.append(
             {
-                "sweep": name, "stage": stage, "root": key_of("root", config["seed"])[:16], "from_step": to_step - executed,
+                "sweep": name, "stage": stage, "root": key_of("root", config["seed"])[:16],
+                "from_step": to_step - executed,
                 "to_step": to_step, "executed_steps": executed, "train_seconds": executed * 0.01,
                 "evaluation_seconds": 0.1, "checkpoint_seconds": 0.01, "startup_seconds": 0.0, "device": "cpu",
                 "job": "job", "started_at": "2026-01-01T00:00:00", "status": "complete",

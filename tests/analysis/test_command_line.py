@@ -12,7 +12,9 @@ from tests.analysis.conftest import Maker
 
 @pytest.fixture
 def results(maker: Maker) -> str:
-    return str(maker.write(maker.sweep(tuning=(0, 1, 2))))
+    return str(
+        maker.write(maker.sweep(methods=("cosine", "wsd", "cyclic_cosine"), budgets=(500, 1000), tuning=(0, 1, 2)))
+    )
 
 
 def test_frontier_prints_the_table_of_the_library(results: str, capsys):

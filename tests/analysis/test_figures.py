@@ -1,6 +1,7 @@
 """Figures: every label has its unit, nothing drawn lies outside its figure, greys differ; curves against their rows."""
 
 import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import analysis
 from analysis import plots
@@ -17,7 +19,7 @@ from tests.analysis.conftest import Maker, hill
 
 @pytest.fixture
 def records(make_records):
-    return make_records(tuning=(0, 1, 2), fractions=(0.05, 0.1, 0.2))
+    return make_records(methods=("cosine", "wsd", "wsd_s"), tuning=(0, 1, 2), fractions=(0.05, 0.1, 0.2), measured=6)
 
 
 def texts_inside(figure: Figure) -> None:
@@ -33,11 +35,13 @@ def texts_inside(figure: Figure) -> None:
             *filter(None, [axes.get_legend()]),
         ):
             box = text.get_window_extent()
+            if isinstance(text, Text) and not text.get_text():
+                continue
             assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1, text
         for axis, ends in ((axes.xaxis, ("x0", "x1")), (axes.yaxis, ("y0", "y1"))):
             labels = [t.get_window_extent() for t in axis.get_ticklabels() if t.get_text() and t.get_visible()]
             labels.sort(key=lambda box: getattr(box, ends[0]))
-            for before, after in zip(labels, labels[1:], strict=False):
+            for before, after in pairwise(labels):
                 assert getattr(before, ends[1]) <= getattr(after, ends[0]) + 1, axis
 
 

@@ -7,6 +7,7 @@ out what does not fit into --minutes.
 """
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -124,6 +125,7 @@ def speed(config: wsd.Config, device: torch.device, *, steps: int = 15, rounds: 
 
 def free() -> None:
     """Give back what the last variant held."""
+    gc.collect()
     torch.compiler.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -142,9 +144,8 @@ def fork_cost(config: wsd.Config, device: torch.device, rounds: int = 5) -> dict
         store = Store(folder)
         store.prepare()
         for number in range(rounds):
-            began = time.perf_counter()
             wsd.advance(state, Placed(segment(100, lr=1e-3), 0), Span(2 + number, 3 + number), LocalRun(device=device))
-            stage = Stage(replace(branch, keep=True), [], clone(state.tensors()), Cost(), 2)
+            stage = Stage(replace(branch, keep=True), [], clone(state.tensors()), Cost(), 1)
             wait(device)
             began = time.perf_counter()
             about = {"job": "benchmark", "device": device_name(device), "started_at": "", "startup": 0.0}
@@ -239,7 +240,7 @@ def markdown(found: dict[str, Any]) -> str:
         lines.append(f"| {what} | {cost[name]:.4f} | {'' if step is None else f'{cost[name] / step:.2f}'} |")
     lines += [
         "",
-        f"| {apart['steps']} steps to select loss {apart['select_loss']:.4f} | largest weight difference | of the loss |",
+        f"| {apart['steps']} steps, to loss {apart['select_loss']:.4f} | largest weight difference | of the loss |",
         "|---|---|---|",
     ]
     for name, what in (

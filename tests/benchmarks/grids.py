@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from tests.benchmarks.arms import LOSSES
-from tests.benchmarks.meter import Spent, as_json, metered
+from tests.benchmarks.meter import CommandFailed, Spent, as_json, metered
 from tests.benchmarks.planning import planned
 from tests.benchmarks.settings import Measured, Settings, cores, fresh_folder
 
@@ -42,9 +42,7 @@ def compared(arguments: Sequence[str], other: str, settings: Settings) -> Measur
     for _ in range(settings.rounds):
         with fresh_folder() as folder:
             ours.append(run_arm("anabranch", {"arguments": [*arguments, f"results={folder}", f"slots={slots}"]}))
-        with fresh_folder() as folder:
-            given = {"configs": [asdict(config) for config in configs], "slots": slots, "folder": str(folder)}
-            theirs.append(run_arm(other, given))
+        theirs.append(run_tune(other, configs, slots))
     differences = [
         largest_difference(one["losses"], two["losses"]) for (_, one), (_, two) in zip(ours, theirs, strict=True)
     ]
@@ -71,9 +69,29 @@ def compared(arguments: Sequence[str], other: str, settings: Settings) -> Measur
         "command": list(arguments),
         "slots": slots,
         "ours": [as_json(spent) | without_losses(answer) for spent, answer in ours],
-        other: [as_json(spent) for spent, _ in theirs],
+        other: [as_json(spent) | without_losses(answer) for spent, answer in theirs],
     }
     return Measured(values, details)
+
+
+TRIES = 3
+
+
+def run_tune(arm: str, configs: Sequence[Any], slots: int) -> tuple[Spent, dict[str, Any]]:
+    """A Tune arm, run again when a trial of it died, as a trainer's workers may on a busy machine.
+
+    Only the run that succeeds counts. Raises CommandFailed after TRIES failures.
+    """
+    for number in range(1, TRIES + 1):
+        with fresh_folder() as folder:
+            given = {"configs": [asdict(config) for config in configs], "slots": slots, "folder": str(folder)}
+            try:
+                spent, answer = run_arm(arm, given)
+                return spent, answer | {"tries": number}
+            except CommandFailed:
+                if number == TRIES:
+                    raise
+    raise AssertionError("unreachable")
 
 
 def run_arm(

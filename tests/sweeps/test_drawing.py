@@ -18,7 +18,13 @@ def example(budgets=(100, 200), fractions=(0.1, 0.4)):
     return plan(
         make_trial(
             FREE,
-            Free((segment(10, lr=Ramp(0.0, rate)), segment(b - 10 - round(f * b), lr=rate), segment(round(f * b), lr=Ramp(rate, 0.0)))),
+            Free(
+                (
+                    segment(10, lr=Ramp(0.0, rate)),
+                    segment(b - 10 - round(f * b), lr=rate),
+                    segment(round(f * b), lr=Ramp(rate, 0.0)),
+                )
+            ),
         )
         for rate in (0.1, 0.2)
         for b in budgets
@@ -82,7 +88,9 @@ def test_the_figure_draws_every_step_once(tmp_path):
         if line[0][1] == line[1][1]
     ]
     for row, start, stop in spans:  # nothing lies on top of another stage
-        assert not [1 for other, a, b in spans if other == row and (a, b) != (start, stop) and max(a, start) < min(b, stop)]
+        assert not [
+            1 for other, a, b in spans if other == row and (a, b) != (start, stop) and max(a, start) < min(b, stop)
+        ]
     files = save(figure, tmp_path / "figures" / "tree")
     assert [file.suffix for file in files] == [".png", ".svg"] and all(file.stat().st_size > 1_000 for file in files)
 

@@ -71,7 +71,7 @@ def test_a_larger_sweep_runs_only_what_is_missing(tmp_path, more, again):
     second = run_sweep(toy_spec(tmp_path / "one", **{**small, **more}))
     fresh = run_sweep(toy_spec(tmp_path / "three", **{**small, **more}))
     assert second.results() == fresh.results()
-    assert 0 < second.executed
+    assert second.executed > 0
     assert first.executed + second.executed == fresh.executed + again
     assert second.told.plans[0].steps_retrained == again
 

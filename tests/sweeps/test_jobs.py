@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeps.engine.jobs import RETRIES, SMALLEST_JOB_STEPS, Queue
-from sweeps.engine.plan import plan
+from sweeps.engine.plan import make_trial, plan
 from tests.sweeps.engine_cases import FREE, Free, stages_of
-from sweeps.engine.plan import make_trial
 from trainables.common.timeline import Ramp, segment
 
 
@@ -47,7 +46,9 @@ def drain(queue, data=None):
     st.integers(1, 8),
     st.data(),
 )
-def test_every_stage_runs_once_from_a_state_that_is_there_in_jobs_no_longer_than_the_cap(budgets, fractions, seeds, slots, data):
+def test_every_stage_runs_once_from_a_state_that_is_there_in_jobs_no_longer_than_the_cap(
+    budgets, fractions, seeds, slots, data
+):
     whole = wsd_plan(budgets, fractions, seeds)
     queue = Queue(slots)
     queue.offer(whole)

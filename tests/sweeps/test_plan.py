@@ -187,7 +187,9 @@ def test_steps_before_the_first_missing_measurement_count_as_trained_again():
 
 def test_branches_behind_a_kept_state_run_even_where_the_stage_before_it_only_lacks_a_measurement():
     def trial(budget, shape="linear"):
-        return make_trial(FREE, Free((segment(budget - 10, lr=1.0), segment(10, lr=Ramp(1.0, 0.0, shape))), measure_every=10))
+        return make_trial(
+            FREE, Free((segment(budget - 10, lr=1.0), segment(10, lr=Ramp(1.0, 0.0, shape))), measure_every=10)
+        )
 
     small, large, other_shape = trial(50), trial(100), trial(100, "cosine")
     trunk = state_key(large.root_key, large.placed, 90)
@@ -227,7 +229,12 @@ def test_divergence_and_failure_lose_all_that_follows_and_nothing_else():
 def wsd_grid(rates, budgets, fractions, shapes):
     return [
         wsd.Config(
-            budget_steps=budget, peak_lr=rate, decay_fraction=fraction, decay_shape=shape, min_lr_ratio=0.1, warmup_steps=0
+            budget_steps=budget,
+            peak_lr=rate,
+            decay_fraction=fraction,
+            decay_shape=shape,
+            min_lr_ratio=0.1,
+            warmup_steps=0,
         )
         for rate in [1e-3 * 1.5**n for n in range(rates)]
         for budget in budgets
@@ -275,7 +282,8 @@ def test_preset_grid360_is_that_grid():
         for point in spec.space.grid()
         for values in spec.space.enumerations((*spec.space.cell_axes, "budget_steps"))
         for config in wsd.STUDY.configs(
-            {**spec.resolved.study_in({"method": "wsd"}), **spec.space.pinned, **point, **values, "seed": 0}, spec.budgets
+            {**spec.resolved.study_in({"method": "wsd"}), **spec.space.pinned, **point, **values, "seed": 0},
+            spec.budgets,
         )
     ]
     found = plan(make_trial(FREE, Free(wsd.timeline(config))) for config in configs)
@@ -324,7 +332,9 @@ def test_marginal_steps_add_up_to_the_tree_in_any_order(configs, random):
 @given(st.builds(Free, timelines), st.builds(Free, timelines))
 def test_common_steps_are_the_longest_common_prefix(one, other):
     first, second = steps_of(one.timeline), steps_of(other.timeline)
-    length = next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    length = next(
+        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
     assert common_steps(*trials_of([one, other])) == length
 
 

@@ -90,7 +90,8 @@ def test_measurements_hold_the_whole_curve_with_what_is_shared_marked(done):
         others = [
             other.config
             for other in trials.values()
-            if other is not trial and (other.config.learning_rate, other.config.seed) == (config.learning_rate, config.seed)
+            if other is not trial
+            and (other.config.learning_rate, other.config.seed) == (config.learning_rate, config.seed)
         ]
         trunks = [other.budget_steps - round(other.decay_fraction * other.budget_steps) for other in others]
         # The state lies on another's timeline if that is still on the trunk there (decays of two trials all differ).
@@ -128,7 +129,9 @@ def test_a_failed_and_a_diverged_trial_keep_their_rows(tmp_path):
             raise RuntimeError("boom")
         toys.advance(state, placed, span, run)
 
-    sweep = run_sweep(toy_spec(tmp_path, replace(toys.QUADRATIC, advance=advance), **{**SHAPE, "rates": (0.1, 0.2, 1e25)}))
+    sweep = run_sweep(
+        toy_spec(tmp_path, replace(toys.QUADRATIC, advance=advance), **{**SHAPE, "rates": (0.1, 0.2, 1e25)})
+    )
     tables = tables_of(sweep)
     by_rate = {}
     for row in tables.trials.to_pylist():

@@ -31,7 +31,9 @@ def a_stage(key="ab" * 32, start=0, stop=10, *, tensors=True, status="complete",
 
 
 def write(store, stage=None, **named):
-    return store.commit("toy", "root", stage or a_stage(**named), job="job-0001", device="cpu", started_at="now", startup=0.5)
+    return store.commit(
+        "toy", "root", stage or a_stage(**named), job="job-0001", device="cpu", started_at="now", startup=0.5
+    )
 
 
 @pytest.fixture
@@ -49,7 +51,10 @@ def test_a_commit_is_read_back_as_it_was_written(store):
     written = write(store)
     index = store.scan()
     assert index.commits == {written.name: written} and not index.damaged
-    assert [(row.step, row.metrics) for row in index.rows.values()] == [(5, {"select/loss": 1.5}), (10, {"select/loss": 1.5})]
+    assert [(row.step, row.metrics) for row in index.rows.values()] == [
+        (5, {"select/loss": 1.5}),
+        (10, {"select/loss": 1.5}),
+    ]
     assert index.kept("root") == {"ab" * 32: 10}
     tensors = store.load_state(written)
     assert torch.equal(tensors["w"], torch.arange(6.0).reshape(2, 3)) and tensors["count"] == 7
@@ -263,7 +268,10 @@ def _commit_many(folder, count):
 
 
 def test_two_processes_that_commit_the_same_stage_leave_a_whole_store(store):
-    processes = [multiprocessing.get_context("fork").Process(target=_commit_many, args=(store.folder.parent, 20)) for _ in range(2)]
+    processes = [
+        multiprocessing.get_context("fork").Process(target=_commit_many, args=(store.folder.parent, 20))
+        for _ in range(2)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -308,7 +316,9 @@ def tiny_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=True, capture_output=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=True, capture_output=True
+        )
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("needs the right to mount a tmpfs")
     yield folder
@@ -337,7 +347,9 @@ def test_a_full_disk_refuses_a_new_sweep_and_loses_nothing_that_was_committed(ti
     with (tiny_disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError):
         while True:
             filler.write(b"\0" * 4096)
-    with pytest.raises(OSError, match=r"cannot write to .*store: .*No space.*free space there or choose results=FOLDER"):
+    with pytest.raises(
+        OSError, match=r"cannot write to .*store: .*No space.*free space there or choose results=FOLDER"
+    ):
         Store(tiny_disk).prepare()
     with pytest.raises(OSError):
         write(store, a_stage("12" * 32, tensors=False, loss=9.0))

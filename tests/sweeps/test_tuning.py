@@ -34,7 +34,8 @@ def of(sweep, phase):
 def test_a_proposal_makes_every_enumeration_seed_and_budget(tmp_path):
     sweep = open_sweep(toy_spec(tmp_path, rates=RATES, tuning=2, decay_fraction=FRACTIONS, search=Search(proposals=3)))
     found = sorted(
-        (e.proposal, e.trial.config.budget_steps, e.trial.config.decay_fraction, e.trial.config.seed) for e in sweep.entries
+        (e.proposal, e.trial.config.budget_steps, e.trial.config.decay_fraction, e.trial.config.seed)
+        for e in sweep.entries
     )
     assert found == [(p, b, f, s) for p in range(3) for b in (20, 40) for f in FRACTIONS for s in (0, 1)]
     sweep.tuning.close()
@@ -56,7 +57,9 @@ def test_fresh_seeds_go_to_the_config_that_is_best_on_select_data_at_each_budget
         chosen = [entry.trial.config for entry in confirmed if entry.trial.config.budget_steps == budget]
         assert {(config.learning_rate, config.decay_fraction) for config in chosen} == {best}
         assert sorted(config.seed for config in chosen) == [1000, 1001, 1002]
-    assert not {entry.trial.config.seed for entry in confirmed} & {entry.trial.config.seed for entry in of(sweep, "tune")}
+    assert not {entry.trial.config.seed for entry in confirmed} & {
+        entry.trial.config.seed for entry in of(sweep, "tune")
+    }
 
 
 def test_each_compared_value_gets_its_own_choice(tmp_path):
@@ -69,7 +72,8 @@ def test_each_compared_value_gets_its_own_choice(tmp_path):
         rivals = [
             e
             for e in of(sweep, "tune")
-            if (e.trial.config.budget_steps, e.trial.config.decay_fraction) == (config.budget_steps, config.decay_fraction)
+            if (e.trial.config.budget_steps, e.trial.config.decay_fraction)
+            == (config.budget_steps, config.decay_fraction)
         ]
         best = min(rivals, key=lambda e: e.result.metrics["select/loss"])
         assert config.learning_rate == best.trial.config.learning_rate
@@ -107,7 +111,9 @@ def test_a_proposal_that_lacks_one_budget_is_pruned_and_not_averaged_over_fewer(
         if placed.segment.falling and span.stop == 40 and placed.at(placed.start)["lr"] == 0.1:
             state.position.fill_(float("inf"))
 
-    sweep = run_sweep(toy_spec(tmp_path, replace(toys.QUADRATIC, advance=advance), rates=(0.1, 0.2), decay_fraction=0.25))
+    sweep = run_sweep(
+        toy_spec(tmp_path, replace(toys.QUADRATIC, advance=advance), rates=(0.1, 0.2), decay_fraction=0.25)
+    )
     (cell,) = sweep.tuning.cells
     states = {proposal.values["learning_rate"]: outcome.state for proposal, outcome in cell.proposals.outcomes()}
     assert states == {0.1: "pruned", 0.2: "complete"}

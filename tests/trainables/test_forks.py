@@ -6,6 +6,7 @@ import random
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def cut(name: str, config, steps) -> Branch:
     root, whole = alone(study, config)
     edges = [0, *sorted(steps), whole.stop]
     chain: Branch | None = None
-    for start, stop in reversed(list(zip(edges, edges[1:], strict=False))):
+    for start, stop in reversed(list(pairwise(edges))):
         points = tuple(point for point in whole.points if start < point.step <= stop)
         key = state_key(study.root_key(root), whole.placed, stop)
         chain = Branch(key, start, stop, whole.placed, points, keep=True, children=(chain,) if chain else ())
@@ -160,21 +161,25 @@ def go_on_in_a_fresh_process(name: str, config, steps: list[int], at: int, path:
     return [row for key in chain_of(branch) for row in stages[key].rows], path + ".end"
 
 
+@pytest.fixture(scope="module")
+def fresh_process():
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        yield process
+
+
 @pytest.mark.parametrize(("name", "count"), [("wsd", 5), ("quadratic", 8)])
-def test_every_cut_goes_on_from_its_file_in_a_fresh_process(name, count, tmp_path):
+def test_every_cut_goes_on_from_its_file_in_a_fresh_process(name, count, fresh_process, tmp_path):
     config = TINY[name]
     steps = random_cuts(name, 7, count)
     branch = cut(name, config, steps)
     stages = walked(name, config, [branch])
     rows, tensors = straight(name, config)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        for key in chain_of(branch)[:-1]:
-            stage = stages[key]
-            path = str(tmp_path / f"{stage.branch.stop}.safetensors")
-            save_file(stage.tensors, path)
-            later, end = process.submit(go_on_in_a_fresh_process, name, config, steps, stage.branch.stop, path).result()
-            assert later == [row for row in rows if row.step > stage.branch.stop]
-            assert_same_tensors(load_file(end), tensors)
+    for key in chain_of(branch)[:-1]:
+        at, path = stages[key].branch.stop, str(tmp_path / f"{stages[key].branch.stop}.safetensors")
+        save_file(stages[key].tensors, path)
+        later, end = fresh_process.submit(go_on_in_a_fresh_process, name, config, steps, at, path).result()
+        assert later == [row for row in rows if row.step > at]
+        assert_same_tensors(load_file(end), tensors)
 
 
 def family(name: str) -> list:
@@ -267,7 +272,7 @@ def test_a_job_after_a_polluting_one_gives_the_rows_of_that_job_alone(name, tmp_
 
 
 def after(name: str, config, at: int, **knobs) -> Branch:
-    """A stage of 9 steps under other knobs that leaves a config's timeline at a step, measured in the middle and at the end."""
+    """A stage of 9 steps under other knobs that leaves a config's timeline at a step; measured after 5 and 9."""
     placed = Placed(segment(9, **knobs), at)
     points = tuple(Point(at + done, f"{knobs} {at + done}", True) for done in (5, 9))
     return Branch(points[-1].key, at, at + 9, (placed,), points, keep=True)

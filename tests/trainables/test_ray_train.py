@@ -16,9 +16,9 @@ from ray.tune.search.optuna import OptunaSearch
 from sweeps.engine.driver import Driver, Entry
 from sweeps.engine.local import run_here
 from sweeps.engine.plan import make_trial
-from sweeps.engine.search import Slots, run_on_ray
+from sweeps.engine.search import JobSearcher, Slots, run_on_ray
 from sweeps.engine.store import Store
-from sweeps.engine.worker import Place
+from sweeps.engine.worker import Job, Place
 from trainables import wsd
 from trainables.ray_train import (
     InProcessRun,
@@ -157,6 +157,26 @@ def test_a_sweep_goes_on_in_a_sharded_worker_group_from_what_one_process_kept(ra
         assert entry.rows[-1].arrays["report/document_losses"] == pytest.approx(
             alone[-1].arrays["report/document_losses"], abs=ROUNDING
         )
+
+
+def test_why_a_job_died_reaches_the_driver():
+    class Heard:
+        def heard(self, told):
+            assert not told.committed
+
+        def ended(self, name, error):
+            self.error = f"{name}: {error}"
+
+    driver = Heard()
+    searcher = JobSearcher(driver, Slots(1), Place("", ""))
+    for heard, said in (
+        ({"told": '{"error": "OSError: the disk is full"}'}, "OSError: the disk is full"),
+        ({}, "the job's process died or raised; see the log above"),
+    ):
+        searcher.jobs["trial"] = Job("job-1", ())
+        searcher.on_trial_result("trial", heard)
+        searcher.on_trial_complete("trial", None, error=True)
+        assert searcher.fault is None and driver.error == f"job-1: {said}"
 
 
 def test_unknown_and_doubled_fields_are_refused_before_training():

@@ -1,0 +1,153 @@
+"""Whole commands against their exit status, what they print and the files that they leave."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from sweeps.engine import launch
+from sweeps.engine.launch import Question, check_resources, main, own_rooms, sweep
+from sweeps.engine.words import Refused, Words, make_spec
+from trainables import wsd
+
+QUESTION = Question("wsd_budget", wsd.STUDY, about="What is asked?")
+TINY = ["scale=tiny", "executor=local", "tracking=none", "space.method=wsd", "space.budget_steps=[20,40]", "seeds=1"]
+
+
+def say(results, *arguments):
+    console = Console(file=io.StringIO(), width=200)
+    found = sweep(QUESTION, [*TINY, f"results={results}", *arguments], console)
+    return found, console.file.getvalue()
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    results = tmp_path_factory.mktemp("launch")
+    return results, *say(results)
+
+
+def test_plan_only_prints_the_plan_and_the_tree_and_writes_nothing(tmp_path):
+    found, text = say(tmp_path / "results", "plan_only=true")
+    assert found is None and not (tmp_path / "results").exists()
+    for words in (
+        r"4 trials in \d+ jobs?, 2 proposals",
+        r"\d+ stages",
+        r"x\b",
+        r"to run now: \d+ steps",
+        r"MB of disk",
+        "lr=3e-3",
+    ):
+        assert re.search(words, text), words
+
+
+def test_a_sweep_leaves_tables_figures_and_nothing_half_written(done):
+    results, found, text = done
+    (folder,) = (results / "sweeps").iterdir()
+    names = files(folder)
+    assert {"trials.parquet", "measurements.parquet", "ledger.parquet", "sweep.json"} <= set(names)
+    assert "figures/stage_tree.png" in names and "figures/stage_tree.svg" in names
+    assert not [name for name in files(results) if ".writing" in name or name.endswith("/stop")]
+    assert "6 trials" in repr(found)
+    assert re.search(r"training \d+ %", text)
+
+
+def test_the_plan_is_the_bill(done):
+    results, _, text = done
+    (folder,) = (results / "sweeps").iterdir()
+    ledger = pq.read_table(folder / "ledger.parquet").to_pylist()
+    planned = int(re.search(r"to run now: ([\d,]+) steps", text)[1].replace(",", ""))
+    confirmed = pq.read_table(folder / "trials.parquet").to_pylist()
+    fresh = [row["steps_marginal"] for row in confirmed if row["phase"] == "confirm"]
+    assert sum(row["executed_steps"] for row in ledger) == planned + sum(fresh)
+
+
+def test_rows_of_a_language_model_carry_bits_per_byte_and_documents(done):
+    results, _, _ = done
+    (folder,) = (results / "sweeps").iterdir()
+    for row in pq.read_table(folder / "trials.parquet").to_pylist():
+        losses = row["report/document_losses"]
+        assert row["status"] == "complete" and len(losses) == 8
+        assert row["report/bits_per_byte"] > 0 and row["data_sha"] and row["flops_nominal"] > 0
+        assert row["budget_tokens"] == row["budget_steps"] * 4 * 16
+        assert row["name"].startswith("wsd lr=")
+
+
+def test_the_same_command_again_runs_nothing_and_more_runs_only_what_is_missing(done):
+    results, _, _ = done
+    before = set(files(results / "store"))
+    _, text = say(results)
+    assert "to run now: 0 steps" in text and set(files(results / "store")) == before
+    _, text = say(results, "seeds=2")
+    trials = re.search(r"(\d+) trials .*to run now: (\d+) steps", text, re.DOTALL)
+    assert trials[1] == "8" and 0 < int(trials[2]) <= 20 + 40  # one more seed of the two chosen configs
+    assert set(files(results / "store")) > before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["plan_only=true"], 0, ""),
+        (["--help"], 0, ""),
+        (["scal=tiny"], 2, "refused: no word 'scal'"),
+        (["study.warmup_steps=39"], 2, "refused: .*warmup"),
+        (["scale=gpu", "space.budget_steps=[400]"], 2, "refused: scale=gpu needs 1 GPUs per trial"),
+    ],
+)
+def test_exit_status_and_one_clear_message(tmp_path, capsys, arguments, status, words):
+    found = main(QUESTION, [*TINY, *arguments, f"results={tmp_path / 'results'}"])
+    said = capsys.readouterr().err
+    assert found == status and re.search(words, " ".join(said.split())), said
+    assert "Traceback" not in said and not (tmp_path / "results").exists()
+
+
+def test_a_results_folder_that_cannot_be_written_is_one_clear_error(tmp_path, capsys):
+    (tmp_path / "results").write_text("a file")
+    assert main(QUESTION, [*TINY, f"results={tmp_path / 'results'}"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "cannot write to" in said and "results=FOLDER" in said and "Traceback" not in said
+
+
+def test_damage_in_the_store_is_said_and_trained_again(done, tmp_path):
+    results, _, _ = done
+    shutil.copytree(results, tmp_path / "copy")
+    victims = sorted((tmp_path / "copy" / "store" / "rows").glob("*.json"))
+    for victim in victims:
+        victim.write_bytes(victim.read_bytes()[:-2])
+    _, text = say(tmp_path / "copy")
+    assert text.count("damaged, counts as never written") == len(victims)
+    assert not re.search(r"to run now: 0 steps", text)
+
+
+def test_another_open_sweep_on_the_same_journal_is_refused(tmp_path):
+    spec, words = make_spec(wsd.STUDY, [*TINY, f"results={tmp_path}"], "wsd_budget")
+    opened = launch.open_journals(spec, 1, record=True)("method=wsd", spec.space)
+    try:
+        with pytest.raises((Refused, RuntimeError), match="another process has the journal"):
+            say(tmp_path)
+    finally:
+        opened.close()
+
+
+def test_more_gpus_per_trial_than_there_are_is_refused_with_the_way_out(monkeypatch):
+    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(launch, "running_ray", lambda: None)
+    words = Words(scale="paper")
+    words.resources.gpus, words.resources.workers = 1, 8
+    with pytest.raises(Refused, match="scale=paper needs 8 GPUs per trial, this machine has 1; take scale=laptop"):
+        check_resources(words)
+
+
+def test_somebody_elses_analysis_folder_is_one_clear_error(monkeypatch, tmp_path):
+    (tmp_path / "analysis").mkdir()
+    monkeypatch.setattr(launch.analysis, "__file__", str(tmp_path / "analysis" / "__init__.py"))
+    with pytest.raises(Refused, match="the name 'analysis' means"):
+        own_rooms()

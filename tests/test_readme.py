@@ -1,0 +1,80 @@
+"""Every command and snippet of the README runs, at scale=tiny, one after another as a reader would; figures exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(bash|python|yaml)(?: (\S+))?\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+NOT_HERE = {
+    "make": "what CI itself calls, or a benchmark of minutes",
+    "mlflow": "a server; test_tracking.py holds what it shows",
+    "git": "the clone that this is",
+    "ray": "a cluster",
+    "python -m trainables.common.data": "downloads, or minutes; test_corpora.py holds it",
+}
+
+
+def commands() -> list[str]:
+    lines = [line for kind, _, text in BLOCKS if kind == "bash" for line in text.splitlines()]
+    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def at_tiny_scale(command: str) -> str:
+    if "sweeps/wsd_budget.py" not in command or "--help" in command:
+        return command
+    command = re.sub(r" (scale|executor|tracking)=\S+", "", command)
+    return command + " scale=tiny executor=local tracking=none"
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that stands for the clone, with the README's own files beside the sweeps."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("sweeps", "cluster.yaml"):
+        (folder / name).symlink_to(ROOT / name)
+    for kind, name, text in BLOCKS:
+        if kind == "python" and name:
+            (folder / name).write_text(text)
+    return folder
+
+
+def run(command: str, folder: Path) -> str:
+    words = command.replace("python ", f"{sys.executable} ", 1) if command.startswith("python ") else command
+    done = subprocess.run(["bash", "-c", words], cwd=folder, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def test_every_command_runs(clone: Path):
+    ran = 0
+    for command in commands():
+        if not any(command.startswith(words) for words in NOT_HERE):
+            run(at_tiny_scale(command), clone)
+            ran += 1
+    assert ran >= 10
+
+
+@pytest.mark.parametrize("name", [name for kind, name, _ in BLOCKS if kind == "python" and name.endswith("_sweep.py")])
+def test_every_script_runs_and_is_as_short_as_promised(clone: Path, name: str):
+    text = (clone / name).read_text()
+    lines = [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+    assert len(lines) < 15
+    run(f"python {name}", clone)
+
+
+def test_own_parts_are_as_short_as_promised():
+    for kind, name, text in BLOCKS:
+        if kind == "python" and name == "mine.py":
+            assert len([line for line in text.splitlines() if line.strip()]) <= 10
+
+
+def test_every_picture_is_there():
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).stat().st_size > 1000, picture
