@@ -1,4 +1,4 @@
-"""What every study promises, checked on each: two runs against each other, a trial against its parts, fields against use."""
+"""What every study promises, on each: two runs against each other, a trial against its parts, fields against use."""
 
 from __future__ import annotations
 

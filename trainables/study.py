@@ -307,23 +307,30 @@ def walk(
     push(branches, clone(state.tensors()) if len(branches) > 1 else None)
     while waiting:
         branch, fork = waiting.pop()
-        if fork is not None:
-            state.load_tensors(fork)
         stage = Stage(branch, [], None, Cost(), 0)
         try:
+            if fork is not None:
+                state.load_tensors(fork)
             _train_stage(study, stage, state, run)
+            fork = _cloned(stage, state)
         except Stopped:
             raise
         except Exception:
             stage.status, stage.error = "failed", traceback.format_exc()
         if stage.status == "complete":
-            began = time.perf_counter()
-            if branch.keep or len(branch.children) > 1:
-                fork = clone(state.tensors())
-                stage.tensors = fork if branch.keep else None
             push(branch.children, fork if len(branch.children) > 1 else None)
-            stage.cost.checkpoint_seconds += time.perf_counter() - began
+            stage.tensors = fork if branch.keep else None
         commit(stage)
+
+
+def _cloned(stage: Stage, state: State) -> Tensors | None:
+    """The state at the end of a finished stage, where it is kept or forked."""
+    if stage.status != "complete" or not (stage.branch.keep or len(stage.branch.children) > 1):
+        return None
+    began = time.perf_counter()
+    tensors = clone(state.tensors())
+    stage.cost.checkpoint_seconds += time.perf_counter() - began
+    return tensors
 
 
 def _train_stage(study: StagedStudy, stage: Stage, state: State, run: Run) -> None:

@@ -246,7 +246,9 @@ def execute(driver: Driver, place: Place, words: Words, slots: int) -> None:
     from sweeps.engine.search import Slots, run_on_ray  # Ray takes seconds to import; plans and local runs do without
 
     address = {"auto": running_ray(), "local": None}.get(words.cluster, words.cluster)
-    return run_on_ray(driver, place, Slots(slots, gpus=words.resources.gpus), address=address)
+    given = words.resources
+    slot = Slots(slots, gpus=given.gpus, workers=given.workers, parallel=given.parallel)
+    return run_on_ray(driver, place, slot, address=address)
 
 
 @contextmanager

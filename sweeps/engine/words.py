@@ -29,10 +29,12 @@ CONF = Path(__file__).parent.parent / "conf"
 
 @dataclass
 class Resources:
-    """What one job gets: GPUs for each of its workers; steps between the checkpoints of a long stage."""
+    """What one job gets: GPUs for each of its workers, whether these keep the whole model (ddp) or shard it (fsdp), and
+    steps between the checkpoints of a long stage."""
 
     gpus: float = 0
     workers: int = 1
+    parallel: str = "ddp"
     checkpoint_every: int | None = None
 
 
@@ -257,6 +259,10 @@ def _check(study: StagedStudy, words: Words, search: Search, budgets: Sequence[i
         raise Refused(
             f"bracket={search.bracket} needs at least two budgets, got {list(budgets)}; add one or drop bracket"
         )
+    if words.executor == "local" and words.resources.workers > 1:
+        raise Refused(f"executor=local trains with one worker, got resources.workers={words.resources.workers}; take ray")
+    if words.resources.parallel not in ("ddp", "fsdp"):
+        raise Refused(f"resources.parallel is ddp or fsdp, got {words.resources.parallel!r}")
     if words.slots is not None and words.slots < 1:
         raise Refused(f"slots must be at least 1, got {words.slots}")
 
@@ -309,4 +315,5 @@ def default_slots(words: Words, gpus: float) -> int:
         return words.slots
     if words.resources.gpus:
         return max(1, int(gpus // (words.resources.gpus * words.resources.workers)))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // words.resources.workers)

@@ -106,7 +106,7 @@ def toy_spec(
     cells=(),
     **axes,
 ) -> Spec:
-    """A sweep over the toy. `rates` a list makes choices that a grid enumerates, a pair low and high is written `rates={...}`."""
+    """A sweep over the toy; `rates` are choices that a grid enumerates, or a mapping with low and high."""
     written = {
         "learning_rate": rates if isinstance(rates, dict) else {"choices": list(rates)},
         "budget_steps": list(budgets),

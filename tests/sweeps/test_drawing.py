@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import pytest
 from matplotlib.collections import LineCollection
@@ -42,7 +43,7 @@ def test_stretches_cover_a_stage_without_gaps():
     for node in nodes(example()):
         parts = stretches(node)
         assert parts[0][1] == node.start and parts[-1][2] == node.stop
-        assert all(one[2] == two[1] for one, two in zip(parts, parts[1:], strict=False))
+        assert all(one[2] == two[1] for one, two in itertools.pairwise(parts))
         assert all(kind in STRETCHES for kind, _, _ in parts)
 
 

@@ -1,4 +1,4 @@
-"""The driver over the toy: against each trial trained alone, against its own plan, and against other orders of events."""
+"""The driver over the toy: against each trial trained alone, its own plan, and other orders of events."""
 
 from __future__ import annotations
 

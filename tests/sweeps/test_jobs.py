@@ -1,4 +1,4 @@
-"""The queue against an exhaustive check of what it hands out: everything once, starts there, none longer than its cap."""
+"""The queue against an exhaustive check of what it hands out: all once, starts there, none above its cap."""
 
 from __future__ import annotations
 
@@ -25,8 +25,12 @@ def wsd_plan(budgets, fractions, seeds=1):
 def drain(queue, data=None):
     """All jobs, each ended before the next is asked for, or any of several when `data` draws; states appear at ends."""
     states, jobs, running = set(), [], []
+
+    def there(item):
+        return item.start_key if item.start_key in states else None
+
     while True:
-        job = queue.take(lambda item: item.start_key if item.start_key in states else None)
+        job = queue.take(there)
         if job is not None:
             jobs.append(job)
             running.append(job)

@@ -128,7 +128,7 @@ def test_damage_in_the_store_is_said_and_trained_again(done, tmp_path):
 
 
 def test_another_open_sweep_on_the_same_journal_is_refused(tmp_path):
-    spec, words = make_spec(wsd.STUDY, [*TINY, f"results={tmp_path}"], "wsd_budget")
+    spec, _ = make_spec(wsd.STUDY, [*TINY, f"results={tmp_path}"], "wsd_budget")
     opened = launch.open_journals(spec, 1, record=True)("method=wsd", spec.space)
     try:
         with pytest.raises((Refused, RuntimeError), match="another process has the journal"):

@@ -1,4 +1,4 @@
-"""The stage tree against a brute-force trie over single steps, published step counts and an exhaustive check of parts."""
+"""The stage tree against a brute-force trie over single steps, published counts and an exhaustive check of parts."""
 
 from __future__ import annotations
 

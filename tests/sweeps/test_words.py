@@ -1,4 +1,4 @@
-"""Command lines against the spec, or the refusal, that they must give: each with the rule, the value and the way out."""
+"""Command lines against the spec or the refusal that they must give, with the rule, the value and the way out."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_new_axis_is_added_with_a_plus():
 
 
 def test_a_field_that_only_one_cell_reads_is_set_in_that_cell_alone(tmp_path):
-    driver, tuning = planned(tmp_path)
+    driver, _ = planned(tmp_path)
     ramps = {(e.trial.config.method, e.trial.config.rewarmup_steps) for e in driver.entries}
     assert ramps == {("wsd", 0), ("wsd_s", 0), ("cosine", 0), ("cyclic_cosine", 2)}
 

@@ -1,6 +1,8 @@
-"""Schedules against learning rates written out step by step, the author's published boundaries and closed-form costs."""
+"""Schedules against learning rates written out step by step, the author's boundaries and closed-form costs."""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 from hypothesis import given
@@ -110,7 +112,7 @@ def test_decay_lengths_are_shares_of_the_budget_or_of_the_period():
 def test_wsd_s_under_family_accounting_costs_what_the_wsd_family_costs(budgets, fraction):
     decays = schedules.decay_steps(budgets, [fraction] * len(budgets), "cumulative")
     stable = [budget - decay for budget, decay in zip(budgets, decays, strict=True)]
-    if any(later < earlier for earlier, later in zip(stable, stable[1:], strict=False)):
+    if any(later < earlier for earlier, later in itertools.pairwise(stable)):
         return
     timeline = schedules.wsd_s(budgets, decays, 1.0, 0.1, 0, "linear", accounting="family")
     assert total_steps(timeline) == max(stable) + sum(decays)

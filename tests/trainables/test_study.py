@@ -147,7 +147,7 @@ def test_train_says_at_which_step_a_trial_diverged_and_what_a_study_raised():
 
     with pytest.raises(KeyError, match="weights"):
         train(replace(QUADRATIC, start=start), QUADRATIC.tiny)
-    with pytest.raises(RuntimeError, match="quadratic failed on .*\n.*Traceback"):
+    with pytest.raises(RuntimeError, match=r"quadratic failed on .*\n.*Traceback"):
         train(replace(QUADRATIC, advance=advance), QUADRATIC.tiny)
 
 

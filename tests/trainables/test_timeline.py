@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -117,7 +118,7 @@ def test_falls_decrease_stay_between_their_ends_and_are_positive_at_every_step_t
     low = 0.0 if shape not in ("inverse", "exponential") else 1e-6
     values = [Ramp(2.0, low, shape).value(done, 50) for done in range(50)]
     assert values[0] == 2.0
-    assert all(before > after for before, after in zip(values, values[1:], strict=False))
+    assert all(before > after for before, after in itertools.pairwise(values))
     assert low < values[-1] and values[-1] > 0
 
 
