@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from analysis import plots
-from analysis.choice import AxisCurve, axis_curves
 from analysis.claims import decide, decisions_table
-from analysis.curves import hill_and_river, trunk
+from analysis.figures import draw_all
 from analysis.frontier import AXES, frontier
 from analysis.records import Records, RecordsError, open_records
 from analysis.replay import replay
@@ -83,33 +79,6 @@ def _figures(records: Records, words: argparse.Namespace) -> None:
         folder = Path(words.out) / f"regime{at}" if len(records.regimes()) > 1 else Path(words.out)
         for line in draw_all(each, folder):
             print(line)
-
-
-def draw_all(records: Records, folder: str | Path) -> list[str]:
-    """Write every figure these records (of one regime) allow; returns the files, and why others were not drawn."""
-    nominal = cache(lambda: frontier(records))
-    figures: dict[str, Callable[[], Figure]] = {
-        "frontier": lambda: plots.plot_frontier(nominal(), frontier(records, x="flops_family")),
-        "differences": lambda: plots.plot_differences(nominal()),
-        "trunk": lambda: plots.plot_trunk(trunk(records)),
-        "best_values": lambda: plots.plot_axis_curves(_curves(records)),
-        "hill_and_river": lambda: plots.plot_hill_and_river(hill_and_river(records)),
-        "best_of_k": lambda: plots.plot_best_of_k(nominal()),
-    }
-    lines = []
-    for name, draw in figures.items():
-        try:
-            lines += [str(file) for file in plots.save(draw(), Path(folder) / name)]
-        except RecordsError as error:
-            lines.append(f"{name}: not drawn, {error}")
-    return lines
-
-
-def _curves(records: Records) -> list[AxisCurve]:
-    curves = [curve for axis in ("decay_fraction", "peak_lr") for curve in axis_curves(records, axis)]
-    if not curves:
-        raise RecordsError("neither the decay fraction nor the peak learning rate takes two values")
-    return curves
 
 
 def _parser() -> argparse.ArgumentParser:

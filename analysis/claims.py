@@ -136,7 +136,7 @@ def decide(
     looks = sum(int(spec.get("looks", 1)) for spec in records.sweeps) or 1
     decisions = []
     for claim, seen, ruling in zip(claims, observed, rule(claims, observed), strict=True):
-        values = finite(seen.parts[ruling.part]) if ruling.part else np.array([])
+        values = finite(seen.parts[ruling.part].to_numpy()) if ruling.part else np.array([])
         decision = Decision(
             claim,
             ruling.verdict,

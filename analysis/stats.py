@@ -1,4 +1,4 @@
-"""Intervals, tests and corrections over roots: a thin layer over scipy and statsmodels.
+"""Intervals, tests and corrections over roots: a thin layer over scipy.
 
 The unit of resampling is the root (one per seed), never the branch or the budget: every function here takes one number
 per root. The interval is Student's t interval: a sweep has 3 to 10 roots, where the percentile bootstrap is too narrow
@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 MIN_ROOTS = 3  # below this there are points only: no interval, no decision
 NEAR_BEST_NATS = 3e-3  # nats per token; losses closer than this are not told apart
@@ -100,14 +99,16 @@ def claim_p(values: Sequence[float] | np.ndarray, direction: Direction, margin: 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction, in the order given.
+    """Holm's step-down correction, in the order given: the i-th smallest of m, times m - i, and never falling.
 
     >>> [round(p, 6) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
     """
-    if not len(p_values):
-        return []
-    return [float(p) for p in multipletests(list(p_values), method="holm")[1]]
+    raw = np.asarray(p_values, dtype=float)
+    order = raw.argsort(kind="stable")
+    corrected = np.empty(len(raw))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(raw[order] * np.arange(len(raw), 0, -1)))
+    return [float(p) for p in corrected]
 
 
 def frontier_area(budgets: Sequence[float], losses: Sequence[float]) -> float:

@@ -3,7 +3,7 @@
 WSD, WSD-S and cyclic cosine against a cosine per budget, each with its peak learning rate tuned per budget and decided
 on fresh seeds. Expected from the paper: WSD-S is no worse than cyclic cosine, no worse than WSD at equal compute of the
 whole family, and close to the cosine oracles, while its family costs little more than its largest budget.
-Cost: 4 to 5 minutes on two CPU cores at scale=laptop; estimated at an hour on one H100 at scale=gpu.
+Cost: minutes on two CPU cores at scale=laptop (README, "Numbers"); scale=gpu is for one GPU and not measured.
 """
 
 from analysis.wsd_claims import CLAIMS

@@ -98,16 +98,19 @@ class LocalRun:
 def measured_on_grid(root: Any, timeline: Timeline) -> dict[int, bool]:
     """Steps at which a trial is measured -> whether in full; a function of its own timeline alone.
 
-    Lightly on the absolute grid of `root.measure_every` steps; in full at the end of each stable stretch and of each
-    fall of a knob, and at the end.
+    Lightly on the absolute grid of `root.measure_every` steps, and as long before each fall from a stable stretch as
+    the fall is; in full at the end of each stable stretch and of each fall, and at the end.
     """
     placed, total = place(timeline), total_steps(timeline)
     points = {step: False for step in range(root.measure_every, total + 1, root.measure_every)}
     for part, following in pairwise(placed):
-        if part.segment.falling or (part.segment.constant and following.segment.falling):
+        if part.segment.constant and following.segment.falling:
+            points.setdefault(max(part.start, part.stop - following.segment.steps), False)
+            points[part.stop] = True
+        elif part.segment.falling:
             points[part.stop] = True
     points[total] = True
-    return dict(sorted(points.items()))
+    return {step: full for step, full in sorted(points.items()) if step > 0}
 
 
 def one_per_budget(study: "StagedStudy", values: Mapping[str, Any], budgets: Sequence[int]) -> list[Any]:

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from sweeps.engine.jobs import Queue
-from sweeps.engine.plan import Item, Plan
+from sweeps.engine.plan import Item, Plan, worth_keeping
 from sweeps.engine.store import Index
 
 ASSUMED_FLOPS_PER_SECOND = {"cpu": 25e9, "gpu": 150e12}  # per slot, until something was measured here
@@ -38,16 +38,19 @@ class Estimate:
 
 
 def estimate(plan: Plan, index: Index, slots: int, device: str) -> Estimate:
-    """Jobs as the queue would pack them, seconds at the speed measured in this store, bytes of rows and kept states."""
+    """Jobs as the queue would pack them, seconds at the speed measured in this store, bytes of rows and lasting states.
+
+    Forks lie on the disk besides, until their last branch is in.
+    """
     queue = Queue(slots)
     queue.offer(plan)
     work, states = 0.0, 0.0
     for tree in plan.trees:
         units = tree.study.units(tree.root)
-        work += units.get("flops", 0.0) * sum(node.steps for node in tree.nodes() if node.runs)
-    for item in queue.waiting:
-        kept = sum(branch.keep for branch in item.branch.stages())
-        states += kept * STATE_BYTES_PER_PARAMETER * item.study.units(item.root).get("parameters", 0)
+        running = [node for node in tree.nodes() if node.runs]
+        work += units.get("flops", 0.0) * sum(node.steps for node in running)
+        lasting = sum(not node.has_state and (node.keep or worth_keeping(node)) for node in running)
+        states += lasting * STATE_BYTES_PER_PARAMETER * units.get("parameters", 0)
     speed = measured_speed(plan, index)
     return Estimate(
         trials=plan.trials,

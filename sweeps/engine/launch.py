@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.text import Text
 
 import analysis
 import search_spaces
@@ -58,14 +59,14 @@ def main(question: Question, arguments: Sequence[str] | None = None) -> int:
     try:
         sweep(question, words)
     except Refused as error:
-        errors.print(f"[bold red]refused:[/bold red] {error}", highlight=False, soft_wrap=True)
+        errors.print(Text.assemble(("refused: ", "bold red"), str(error)), soft_wrap=True)
         return 2
     except (Stopped, KeyboardInterrupt):
         again = shlex.join(["python", f"sweeps/{question.name}.py", *words])
-        errors.print(f"stopped; what was finished is kept. The same command goes on from there:\n  {again}", soft_wrap=True)
+        errors.print(Text(f"stopped; what was finished is kept. The same command goes on from there:\n  {again}"))
         return 130
     except OSError as error:
-        errors.print(f"[bold red]stopped:[/bold red] {error}\nWhat was finished is kept.", highlight=False)
+        errors.print(Text.assemble(("stopped: ", "bold red"), f"{error}\nWhat was finished is kept."), soft_wrap=True)
         return 1
     return 0
 
@@ -97,10 +98,10 @@ def launch(question: Question, spec: Spec, words: Words, console: Console) -> Re
         proposals=tuning.proposals,
         reused=reused,
     )
-    console.print(banner(progress, study=spec.study.name, scale=spec.scale, executor=words.executor), highlight=False, soft_wrap=True)
-    console.print(plan_text(spec, expected, tuning), highlight=False, soft_wrap=True)
+    head = banner(progress, study=spec.study.name, scale=spec.scale, executor=words.executor)
+    console.print(Text("\n".join([head, plan_text(spec, expected, tuning)])), soft_wrap=True)
     for damaged in driver.index.damaged:
-        console.print(f"[yellow]damaged, counts as never written:[/yellow] {damaged}", highlight=False)
+        console.print(Text.assemble(("damaged, counts as never written: ", "yellow"), damaged), soft_wrap=True)
     if words.plan_only:
         names = {entry.trial.key: name_of(spec, entry) for entry in driver.entries}
         console.print(drawing.as_text(plan, names))
@@ -192,6 +193,7 @@ def dry_run(spec: Spec, words: Words, slots: int) -> tuple[Driver, CellTuning]:
     try:
         tuning = CellTuning(spec, open_journals(spec, slots, record=False))
         driver = Driver(Store(spec.results), tuning, slots=slots, checkpoint_every=words.resources.checkpoint_every)
+        tuning.fill(driver.index)
         driver.start()
     except (ValueError, RuntimeError) as error:
         raise Refused(str(error)) from error
@@ -225,6 +227,7 @@ def run(
     place = Place(str(spec.results.resolve()), str(spec.folder.resolve() / "stop"), (os.getcwd(), *sys.path[:1]))
     try:
         with Display(progress, console), interruptible(place):
+            tuning.fill(driver.index)
             driver.start()
             execute(driver, place, words, progress.slots)
             progress.finished()
@@ -236,7 +239,7 @@ def run(
         drawing.save(drawing.as_figure(plan), spec.folder / "figures" / "stage_tree")
         if mirror is not None:
             mirror.close()
-    console.print(where_the_time_went(progress), highlight=False, soft_wrap=True)
+    console.print(Text(where_the_time_went(progress)), soft_wrap=True)
 
 
 def execute(driver: Driver, place: Place, words: Words, slots: int) -> None:

@@ -377,20 +377,21 @@ def _down_from(top: Node, followed: Callable[[Node], list[Node]]) -> list[Node]:
 
 
 def _branch(top: Node, followed: Callable[[Node], list[Node]]) -> Branch:
-    """Nodes as Branches; a state is kept where something that runs elsewhere starts from it, or a stage was cut."""
+    """Nodes as Branches; a state is kept where something goes on from it: a killed job then loses one stage, no more.
+
+    The driver drops it when all of that is in, unless it is worth keeping.
+    """
     made: dict[int, Branch] = {}
     for node in reversed(_down_from(top, followed)):
         inside = followed(node)
-        elsewhere = any(child.runs and child not in inside for child in node.children)
-        only_cut = len(node.children) == 1 and not node.ends
-        trunk_end = worth_keeping(node)
+        goes_on = bool(_running(node)) or worth_keeping(node)
         made[id(node)] = Branch(
             node.key,
             node.start,
             node.stop,
             node.placed,
             node.missing,
-            keep=not node.has_state and (node.keep or elsewhere or only_cut or trunk_end),
+            keep=not node.has_state and (node.keep or goes_on),
             children=tuple(made[id(child)] for child in inside),
         )
     return made[id(top)]

@@ -146,7 +146,7 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def canonical_marginals(spec: Spec, trials: Iterable[Trial]) -> dict[str, int]:
-    """By trial id, the steps that each adds in the canonical order of its tree: by budget, then key, whatever ran first."""
+    """By trial id, the steps that each adds in the canonical order of its tree: by budget, then key."""
     ordered = sorted(trials, key=lambda trial: (getattr(trial.config, spec.study.budget), trial.key, trial_id(trial)))
     marginal = {trial_id(trial): 0 for trial in ordered}
     place: dict[str, int] = {}

@@ -2,15 +2,15 @@
 
 import json
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.text import Text
 
 from analysis import plots
-from analysis.choice import axis_curves
 from analysis.claims import Claim, Decision, decide, decisions_table
-from analysis.curves import hill_and_river, trunk
+from analysis.curves import trunk
+from analysis.figures import draw_all
 from analysis.frontier import frontier
 from analysis.records import Records, RecordsError
 from sweeps.engine import landscape
@@ -25,19 +25,11 @@ def show_schedules(claims: Iterable[Claim]) -> Callable[[Records, Spec, Console]
         by = [*spec.space.cell_axes, *spec.compare] or ["method"]
         points = frontier(records, by=by)
         console.print("\n" + points.table("text", notes=False), highlight=False, soft_wrap=True, markup=False)
-        _draw(folder / "frontier", lambda: plots.plot_frontier(points, frontier(records, x="flops_family", by=by)), console)
-        _draw(folder / "differences", lambda: plots.plot_differences(points), console)
-        _draw(folder / "trunk", lambda: plots.plot_trunk(trunk(records)), console)
-        searched = [
-            axis for axis in ("decay_fraction", "peak_lr") if axis in {*spec.space.searched, *spec.space.enumerated}
-        ]
-        _draw(
-            folder / "best_values",
-            lambda: plots.plot_axis_curves([curve for axis in searched for curve in axis_curves(records, axis)]),
-            console,
-        )
-        _draw(folder / "hill_and_river", lambda: plots.plot_hill_and_river(hill_and_river(records)), console)
-        _draw(folder / "interpolation", lambda: _interpolation(records, spec), console)
+        draw_all(records, folder, by)
+        try:
+            plots.save(_interpolation(records, spec), folder / "interpolation")
+        except (RecordsError, ValueError) as error:
+            console.print(Text(f"no lines between checkpoints: {error}"), soft_wrap=True)
         decisions = decide(list(claims), records)
         (spec.folder / "claims.json").write_text(json.dumps([_decision(d) for d in decisions], indent=1))
         (spec.folder / "frontier.md").write_text(points.table("markdown") + "\n")
@@ -50,14 +42,6 @@ def show_schedules(claims: Iterable[Claim]) -> Callable[[Records, Spec, Console]
         console.print(f"pictures and tables: {folder}, {spec.folder}", highlight=False, soft_wrap=True)
 
     return show
-
-
-def _draw(path: Path, make: Callable[[], Figure], console: Console) -> None:
-    """Draw a figure where the records hold what it needs; where they do not, say so."""
-    try:
-        plots.save(make(), path)
-    except (RecordsError, ValueError) as error:
-        console.print(f"no {path.name}: {error}", highlight=False, markup=False)
 
 
 def _interpolation(records: Records, spec: Spec) -> Figure:

@@ -5,18 +5,22 @@ over log budget: at each budget the best of its enumerations. Chosen configs, on
 are the best on select data; on fresh seeds they are trained once more, and that is what frontiers and claims use.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from analysis.stats import frontier_area
 from search_spaces import Space
 from sweeps.engine import rungs
-from sweeps.engine.driver import Entry
+from sweeps.engine.driver import Entry, settle
 from sweeps.engine.plan import Trial, make_trial
 from sweeps.engine.proposals import Outcome, Proposal, Proposals, complete, failed, pruned
 from sweeps.engine.spec import Spec
+from sweeps.engine.store import Index
 
 KEPT_BYTES = 500_000_000  # states kept of the first tuning seed, for interpolation and export; none if they need more
 
@@ -150,6 +154,17 @@ class Cell:
                     new += self._train(asked, [stops[place + 1].budget])
         return new
 
+    def answered(self, values: Mapping[str, Any], index: Index) -> Outcome | None:
+        """What a proposal with these values would be told from the store alone; None where that lacks a trial."""
+        asked = Asked(Proposal(-1, values))
+        try:
+            entries = self._train(asked, self.spec.budgets)
+        except ValueError:
+            return None
+        for entry in entries:
+            settle(entry, index)
+        return self._outcome(asked) if entries and asked.settled else None
+
     def _score(self, asked: Asked, budget: int) -> float | None:
         """Best over enumerations of the mean select metric over tuning seeds; None when no enumeration is complete."""
         scores = [score for score, _ in candidates(self.spec, asked.by_budget.get(budget, []))]
@@ -205,6 +220,18 @@ def configs_of(spec: Spec, values: Mapping[str, Any], seed: int) -> list[Any]:
     return spec.study.configs({**fixed, **pinned, **values, "seed": seed}, spec.budgets)
 
 
+def earlier_values(spec: Spec) -> list[dict[str, Any]]:
+    """The searched values of all trials of this study in the results folder, in the order of their records."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted((spec.results / "sweeps").glob("*/trials.parquet")):
+        for row in pq.read_table(file, columns=["study", "config"]).to_pylist():
+            if row["study"] == spec.study.name:
+                config = json.loads(row["config"])
+                values = {axis: config[axis] for axis in spec.space.searched if axis in config}
+                found.setdefault(repr(sorted(values.items())), values)
+    return list(found.values())
+
+
 class CellTuning:
     """All cells of a sweep. Raises ValueError where a proposal makes a config that cannot be honoured."""
 
@@ -221,6 +248,15 @@ class CellTuning:
             self._resumed = True
             new = [entry for cell in self.cells for entry in cell.resume()]
         return new or [entry for cell in self.cells for entry in cell.advance()]
+
+    def fill(self, index: Index) -> None:
+        """Start new journals of learning samplers from what the store answers: the space or the objective may have
+        changed since it was trained. Journals that have proposals stay as they are."""
+        values = earlier_values(self.cells[0].spec) if any(cell.proposals.adaptive for cell in self.cells) else []
+        for cell in self.cells:
+            if cell.proposals.adaptive:
+                known = [(one, cell.answered(one, index)) for one in values]
+                cell.proposals.fill([(one, outcome) for one, outcome in known if outcome is not None])
 
     @property
     def finished(self) -> bool:

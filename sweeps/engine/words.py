@@ -34,7 +34,7 @@ class Resources:
 
     gpus: float = 0
     workers: int = 1
-    parallel: str = "ddp"
+    parallel: Any = "ddp"
     checkpoint_every: int | None = None
 
 
@@ -73,7 +73,7 @@ ABOUT = {
     "sampler": "grid, random, qmc, tpe, gp or cmaes",
     "bracket": "halve: brackets of so many proposals, the best of which go on to the next budget",
     "eta": "halving keeps one in eta at each budget",
-    "compare": "enumerated axes whose every value is confirmed on fresh seeds, such as [decay_fraction]",
+    "compare": "axes whose every value is confirmed on fresh seeds, such as [decay_fraction]",
     "objective": "the select metric that the search follows",
     "sampler_seed": "seed of the sampler",
     "executor": "ray, or local: this process, without Ray",
@@ -183,8 +183,8 @@ def make_spec(study: StagedStudy, arguments: Sequence[str], name: str) -> tuple[
         raise Refused(str(error)) from error
     compare = tuple(found.get("compare", ()) if words.compare is None else words.compare)
     for axis in compare:
-        if axis not in space.enumerated:
-            raise Refused(f"compare={axis} is no enumerated axis{close_matches(axis, space.enumerated)}")
+        if axis not in {*space.enumerated, *space.searched}:
+            raise Refused(f"compare={axis} is no axis with several values{close_matches(axis, words.space)}")
     _check(study, words, search, budgets)
     command = f"python sweeps/{name}.py " + shlex.join(arguments)
     return (
@@ -260,7 +260,9 @@ def _check(study: StagedStudy, words: Words, search: Search, budgets: Sequence[i
             f"bracket={search.bracket} needs at least two budgets, got {list(budgets)}; add one or drop bracket"
         )
     if words.executor == "local" and words.resources.workers > 1:
-        raise Refused(f"executor=local trains with one worker, got resources.workers={words.resources.workers}; take ray")
+        raise Refused(
+            f"executor=local trains with one worker, got resources.workers={words.resources.workers}; take ray"
+        )
     if words.resources.parallel not in ("ddp", "fsdp"):
         raise Refused(f"resources.parallel is ddp or fsdp, got {words.resources.parallel!r}")
     if words.slots is not None and words.slots < 1:

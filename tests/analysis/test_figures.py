@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 import analysis
 from analysis import plots
-from analysis.__main__ import draw_all
+from analysis.figures import draw_all
 from tests.analysis.conftest import Maker, hill
 
 

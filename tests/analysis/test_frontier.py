@@ -232,19 +232,16 @@ def test_tables_hold_every_point(make_records, format):
 
 
 def test_ten_thousand_trials_take_seconds(maker: Maker):
-    made = maker.sweep(tuning=(0,), fresh=(), documents=4)
-    rows, curves = pd.DataFrame(made.trials), pd.DataFrame(made.measurements)
-    copies = range(170)
-    for name, table in (("trials", rows), ("measurements", curves)):
-        many = pd.concat([table.assign(copy=copy) for copy in copies], ignore_index=True)
-        many["trial"], many["key"] = (many[c] + "-" + many["copy"].astype(str) for c in ("trial", "key"))
-        if name == "trials":
-            many["seed"], many["root"] = many["copy"], many["copy"].astype(str)
-            made.trials = many.to_dict("records")
-        else:
-            made.measurements = many.to_dict("records")
-    assert len(made.trials) > 10_000
-    maker.write(made)
+    folder = maker.write(maker.sweep(tuning=(0,), fresh=(), documents=4)) / "sweeps" / "s0"
+    for file in ("trials.parquet", "measurements.parquet"):
+        table = pd.read_parquet(folder / file)
+        many = table.loc[table.index.repeat(170)].reset_index(drop=True)
+        copy = many.groupby(["trial"] if file.startswith("trials") else ["trial", "step"]).cumcount()
+        many["trial"], many["key"] = many["trial"] + "-" + copy.astype(str), many["key"] + "-" + copy.astype(str)
+        if file.startswith("trials"):
+            many["seed"], many["root"] = copy, copy.astype(str)
+            assert len(many) > 10_000
+        many.to_parquet(folder / file)
     start = time.process_time()
     frontier = analysis.open(maker.folder).frontier()
     assert time.process_time() - start < 5

@@ -4,6 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
 from analysis import stats
@@ -45,13 +46,12 @@ def test_bit_equal_differences_are_decided_by_their_value():
     assert stats.claim_p([0.0, 0.0, 0.0], "equal", 1e-3)[0] == 0.0
 
 
-def test_holm_against_its_definition():
-    p_values = [0.01, 0.2, 0.012, 0.04]
-    order = np.argsort(p_values)
-    stepped = np.maximum.accumulate([(len(p_values) - i) * p_values[at] for i, at in enumerate(order)])
-    expected = np.empty(4)
-    expected[order] = np.minimum(stepped, 1)
-    assert stats.holm(p_values) == pytest.approx(list(expected))
+def test_holm_is_that_of_statsmodels():
+    generator = np.random.default_rng(0)
+    for size in (1, 2, 7):
+        p_values = generator.uniform(size=size) ** 3
+        assert stats.holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
+    assert stats.holm([]) == []
 
 
 def test_best_of_k_against_all_subsets():

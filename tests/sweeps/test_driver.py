@@ -277,6 +277,54 @@ def test_a_job_that_died_after_a_light_measurement_where_a_full_one_is_wanted_is
     assert sweep.driver.finished and deaths < 50
 
 
+class Killed(Exception):
+    pass
+
+
+def run_in_chaos(spec, draw, *, checkpoint_every):
+    """Jobs die after any of their commits, heard or not; states vanish or are damaged at any time."""
+    sweep = open_sweep(spec, slots=3, checkpoint_every=checkpoint_every)
+    driver, deaths, open_jobs = sweep.driver, 0, []
+    while not driver.finished:
+        states = sorted((spec.results / "store" / "states").glob("*.safetensors"))
+        if states and draw.random() < 0.3:
+            victim = draw.choice(states)
+            victim.unlink() if draw.random() < 0.5 else victim.write_bytes(b"damaged")
+        while len(open_jobs) < 3 and (job := driver.next_job()) is not None:
+            commits, told = draw.randrange(1, 6), []
+            mortal = deaths < 4 and draw.random() < 0.4
+
+            def tell(word, told=told, commits=commits, mortal=mortal):
+                told.append(word)
+                if mortal and len(told) == commits:
+                    raise Killed
+
+            try:
+                run_job(job, sweep.place, LocalRun(), tell)
+                open_jobs.append((job, told, None))
+            except Killed:
+                deaths += 1
+                open_jobs.append((job, told[: draw.randrange(len(told) + 1)], "signal 9"))
+        assert open_jobs, driver.waits_for()
+        job, told, error = open_jobs.pop(draw.randrange(len(open_jobs)))
+        for word in told:
+            driver.heard(word)
+        driver.ended(job.name, error)
+    sweep.tuning.close()
+    return sweep
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_chaos_changes_no_result(tmp_path, seed):
+    spec = toy_spec(tmp_path / "calm", **GRID, fresh=1)
+    calm = run_sweep(spec)
+    chaos = run_in_chaos(
+        replace(spec, results=tmp_path / "chaos"), random.Random(seed), checkpoint_every=[None, 7][seed % 2]
+    )
+    assert chaos.results() == calm.results()
+    assert not Store(tmp_path / "chaos").scan().damaged
+
+
 # Kept states
 
 

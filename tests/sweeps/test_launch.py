@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import subprocess
 
 import pyarrow.parquet as pq
 import pytest
@@ -114,6 +115,25 @@ def test_a_results_folder_that_cannot_be_written_is_one_clear_error(tmp_path, ca
     assert main(QUESTION, [*TINY, f"results={tmp_path / 'results'}"]) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "cannot write to" in said and "results=FOLDER" in said and "Traceback" not in said
+
+
+def test_a_disk_that_fills_up_in_mid_run_is_one_clear_error_and_keeps_what_was_finished(tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=260k", "tmpfs", str(disk)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        assert main(QUESTION, [*TINY, f"results={disk}"]) == 1
+        said = " ".join(capsys.readouterr().err.split())
+        assert "cannot write to" in said and "No space left" in said and "Traceback" not in said
+        assert "What was finished is kept." in said
+        assert list((disk / "store" / "stages").glob("*/*.json"))
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        assert main(QUESTION, [*TINY, f"results={disk}"]) == 0
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_damage_in_the_store_is_said_and_trained_again(done, tmp_path):

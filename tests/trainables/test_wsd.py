@@ -80,9 +80,7 @@ def test_what_a_method_does_not_read_is_left_at_its_default_and_refused_otherwis
     values = {"method": "cosine", "decay_fraction": 0.3, "decay_shape": "cosine", "min_lr_ratio": 0.2}
     (config,) = wsd.family(values, [400])
     assert (config.decay_fraction, config.decay_shape, config.min_lr_ratio) == (0.1, "linear", 0.2)
-    with pytest.raises(
-        ValueError, match=r"decay_fraction does nothing under method 'cosine', got 0.3; leave it at 0.1"
-    ):
+    with pytest.raises(ValueError, match=r"decay_fraction does nothing under method 'cosine', got 0.3; leave it at"):
         wsd.Config(method="cosine", decay_fraction=0.3)
 
 
