@@ -194,7 +194,12 @@ def test_the_real_command_killed_and_interrupted_and_run_again_is_the_unbroken_o
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said
-    assert "The same command again goes on from there" in said and "Traceback" not in said
+    assert (
+        "The same command" in said
+        and "goes on from there" in said
+        and f"results={broken}" in "".join(said.split())
+        and "Traceback" not in said
+    )
     assert any("pending" in status for status in table(broken, "trials", ["status"]))
 
     run_here_and_now(broken)
