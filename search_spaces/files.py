@@ -78,7 +78,7 @@ class ResolvedSpace:
 
         >>> resolved = resolve(load("wsd"), "laptop")
         >>> resolved.study_in({"method": "cyclic_cosine"})["rewarmup_steps"]
-        40
+        25
         >>> "rewarmup_steps" in resolved.study_in({"method": "wsd"})
         False
         """

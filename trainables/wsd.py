@@ -43,6 +43,12 @@ SCHEDULE_FIELDS: dict[str, tuple[str, ...]] = {
 SOME_READ = {name for names in SCHEDULE_FIELDS.values() for name in names}
 
 
+POSITIVE = (
+    *("measure_every", "batch_size", "micro_batch_size", "select_tokens"),
+    *("report_documents", "windows_per_document", "clip_norm", "epsilon"),
+)
+
+
 @dataclass(frozen=True)
 class Config:
     method: Method = "wsd"
@@ -112,9 +118,16 @@ class Config:
             )
         if not all(0 < fraction <= 1 for fraction in self.fractions):
             raise ValueError(f"decay fractions must be in (0, 1], got {self.fractions}")
-        for name in ("measure_every", "batch_size", "select_tokens", "report_documents", "windows_per_document"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision is fp32 or bf16, got {self.precision!r}")
+        if self.method == "low_constant" and self.min_lr_ratio == 0:
+            raise ValueError("low_constant trains at peak_lr * min_lr_ratio, so min_lr_ratio must be above 0, got 0")
+        if self.model is None:
+            LlamaShape(256, self.width, self.layers, self.heads, self.ffn_width, self.context)  # refuses odd sizes
         timeline(self)  # refuses what does not fit into the budget
 
     @property

@@ -250,17 +250,20 @@ class Driver:
         return self.index.states.get(item.root_key, {}).get(item.start_key or "")
 
     def _drop_forks(self) -> None:
-        """Delete fork states of this session whose last branch is in; trunk ends and what is to be kept stay."""
+        """Delete fork states whose last branch is in, those that an earlier session left behind too.
+
+        Ends of stable stretches and what is to be kept stay, and so does what is not on this sweep's trees.
+        """
         working = [item for job in self.queue.running.values() for item, _ in job.items]
         needed = {item.start_key for item in (*self.queue.waiting, *working)} | set(self.keep)
         if self._stale:
             return
         trees = self.current_plan().trees
-        needed |= {node.key for tree in trees for node in tree.nodes() if worth_keeping(node)}
-        for commit in list(self.session.values()):
-            states = self.index.states.get(commit.root_key, {})
-            if commit.state_file is not None and commit.key in states and commit.key not in needed:
-                self.store.drop_state(states.pop(commit.key))
+        for tree in trees:
+            states = self.index.states.get(tree.root_key, {})
+            for node in tree.nodes():
+                if node.key in states and node.key not in needed and not worth_keeping(node):
+                    self.store.drop_state(states.pop(node.key))
 
 
 def _node_keys(new: Plan, trial: Trial) -> list[str]:

@@ -9,6 +9,7 @@ import os
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -226,7 +227,7 @@ def _ledger_rows(spec: Spec, entries: Sequence[Entry], index: Index) -> list[dic
                     "status": commit.status,
                 }
             )
-    return rows
+    return sorted(rows, key=lambda row: (row["root"], row["from_step"], row["stage"], row["started_at"]))
 
 
 def describe_spec(spec: Spec, claims: Sequence[Mapping[str, Any]], numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,7 +263,10 @@ def write_spec(spec: Spec, content: Mapping[str, Any]) -> None:
     """
     spec.folder.mkdir(parents=True, exist_ok=True)
     file = spec.folder / "sweep.json"
-    before = json.loads(file.read_text()) if file.exists() else {"claims": content["claims"], "looks": 0}
+    before = {"claims": content["claims"], "looks": 0}
+    if file.exists():
+        with suppress(ValueError):  # a damaged one counts as none
+            before |= {name: value for name, value in json.loads(file.read_text()).items() if name in before}
     content = {**content, "claims": before["claims"], "looks": before["looks"] + 1}
     written = spec.folder / ".sweep.json.writing"
     written.write_text(json.dumps(content, indent=1, default=list))

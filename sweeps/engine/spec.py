@@ -66,7 +66,7 @@ class Spec:
             self.study.name,
             self.study.version,
             identity,
-            self.search.sampler,
+            [self.search.sampler, self.search.bracket, self.search.eta],
             self.resolved.study,
             self.resolved.within,
         ]

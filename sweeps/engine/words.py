@@ -131,6 +131,8 @@ def _study_overrides(overrides: Sequence[Override], study: StagedStudy) -> dict[
         if section == "study":
             if name not in study.field_names:
                 raise Refused(f"{study.name} has no field {name!r}{close_matches(name, study.field_names)}")
+            if name == "seed":
+                raise Refused("study.seed is set by the sweep, from its tuning and fresh seeds; say seeds=N, tuning_seeds=N")
             value = override.value()
             changed[name] = tuple(value) if isinstance(value, list) else value
     return changed

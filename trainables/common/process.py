@@ -16,7 +16,8 @@ def reset_process(*, threads: int = 1, seed: int = 0, deterministic: bool = Fals
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
     torch.set_grad_enabled(True)
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # setting it imports the compiler: seconds
+        torch.use_deterministic_algorithms(deterministic)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
