@@ -132,7 +132,7 @@ def _study_overrides(overrides: Sequence[Override], study: StagedStudy) -> dict[
             if name not in study.field_names:
                 raise Refused(f"{study.name} has no field {name!r}{close_matches(name, study.field_names)}")
             if name == "seed":
-                raise Refused("study.seed is set by the sweep, from its tuning and fresh seeds; say seeds=N, tuning_seeds=N")
+                raise Refused("the sweep sets the seed, from tuning and fresh ones; say seeds=N or tuning_seeds=N")
             value = override.value()
             changed[name] = tuple(value) if isinstance(value, list) else value
     return changed
