@@ -237,22 +237,25 @@ def plot_axis_curves(curves: Sequence[AxisCurve]) -> Figure:
 
 @_styled
 def plot_interpolation(table: pd.DataFrame) -> Figure:
-    """Loss along straight lines between checkpoints; `table` has the columns pair, alpha (0 to 1), loss."""
-    missing = {"pair", "alpha", "loss"} - set(table.columns)
+    """Select loss along straight lines between checkpoints, a panel per kind of line.
+
+    `table` has the columns pair (the kind), from_step, to_step, alpha (0 to 1), loss.
+    """
+    missing = {"pair", "from_step", "to_step", "alpha", "loss"} - set(table.columns)
     if missing:
-        raise ValueError(
-            f"the interpolation table needs the columns pair, alpha, loss; {', '.join(sorted(missing))} missing"
-        )
-    figure, (axes,) = _panels(1, width=5.8, height=3.6)
-    for at, (pair, rows) in enumerate(table.groupby("pair", sort=False)):
-        colour, marker, dashes = _SPARE[at % len(_SPARE)]
-        line = rows.groupby("alpha", as_index=False)["loss"].mean()
-        axes.plot(
-            line["alpha"], line["loss"], color=colour, marker=marker, linestyle=dashes, markersize=4, label=str(pair)
-        )
-    axes.set_xlabel("share α of the way from the first checkpoint to the second")
-    axes.set_ylabel(LABELS["report/loss"])
-    _legend_below(figure, axes)
+        raise ValueError(f"the interpolation table lacks {', '.join(sorted(missing))}")
+    kinds = list(dict.fromkeys(table["pair"]))
+    figure, panels = _panels(len(kinds), width=3.3, height=3.4, share_y=True)
+    for axes, kind in zip(panels, kinds, strict=True):
+        rows = table[table["pair"] == kind]
+        for at, ((start, stop), line) in enumerate(rows.groupby(["from_step", "to_step"], sort=True)):
+            colour, marker, dashes = _SPARE[at % len(_SPARE)]
+            look = {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 3.5}
+            axes.plot(line["alpha"], line["loss"], label=f"step {start:,} to {stop:,}", **look)
+        axes.set_title(kind)
+        axes.set_xlabel("share α of the way")
+        axes.legend(loc="best", fontsize=7)
+    panels[0].set_ylabel(LABELS["select/loss"])
     return figure
 
 

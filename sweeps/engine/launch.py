@@ -224,6 +224,7 @@ def run(
         watchers.append(MirrorWatcher(mirror, recorder))
     every = words.resources.checkpoint_every
     driver = Driver(store, tuning, slots=progress.slots, checkpoint_every=every, watchers=watchers)
+    recorder.entries = driver.entries  # the list that grows
     place = Place(str(spec.results.resolve()), str(spec.folder.resolve() / "stop"), (os.getcwd(), *sys.path[:1]))
     try:
         with Display(progress, console), interruptible(place):
@@ -234,7 +235,6 @@ def run(
     finally:
         tuning.close()
         driver.refresh()
-        recorder.entries = driver.entries
         recorder.tables(driver.index).write(spec.folder)
         drawing.save(drawing.as_figure(plan), spec.folder / "figures" / "stage_tree")
         if mirror is not None:

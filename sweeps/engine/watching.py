@@ -82,8 +82,7 @@ class MirrorWatcher:
     def __init__(self, mirror: Mirror, recorder: Recorder):
         self.mirror, self.recorder = mirror, recorder
 
-    def planned(self, driver: Driver, new: Plan) -> None:
-        self.recorder.entries = driver.entries
+    def planned(self, driver: Driver, new: Plan) -> None: ...
 
     def committed(self, commit: Commit, rows: list[Row]) -> None: ...
 

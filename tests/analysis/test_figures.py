@@ -58,7 +58,8 @@ def test_every_figure_is_written_twice_and_nothing_is_cut_off(records, tmp_path:
 
 def test_texts_stay_inside_and_apart(records):
     nominal, family = records.frontier(), records.frontier(x="flops_family")
-    interpolation = pd.DataFrame({"pair": "stable to decayed", "alpha": [0, 0.5, 1], "loss": [2.0, 1.9, 1.7]})
+    line = {"from_step": 900, "to_step": 1000, "alpha": [0, 0.5, 1], "loss": [2.0, 1.9, 1.7]}
+    interpolation = pd.concat([pd.DataFrame({"pair": kind, **line}) for kind in ("stable to stable", "to its decayed")])
     curves = analysis.axis_curves(records, "peak_lr")
     for figure in (
         plots.plot_frontier(nominal, family), plots.plot_frontier(family), plots.plot_differences(nominal),
@@ -108,7 +109,7 @@ def test_what_cannot_be_drawn_is_said(make_records, tmp_path: Path):
 
 
 def test_an_interpolation_table_without_its_columns_is_refused():
-    with pytest.raises(ValueError, match="alpha, loss missing"):
+    with pytest.raises(ValueError, match="lacks alpha, from_step, loss, to_step"):
         plots.plot_interpolation(pd.DataFrame({"pair": []}))
 
 

@@ -171,3 +171,20 @@ def test_somebody_elses_analysis_folder_is_one_clear_error(monkeypatch, tmp_path
     monkeypatch.setattr(launch.analysis, "__file__", str(tmp_path / "analysis" / "__init__.py"))
     with pytest.raises(Refused, match="the name 'analysis' means"):
         own_rooms()
+
+
+def test_a_continued_sweep_is_mirrored_whole(tmp_path):
+    """Trials that the store answers before anything runs reach MLflow too."""
+    from mlflow.tracking import MlflowClient
+
+    words = [word for word in TINY if not word.startswith(("tracking", "seeds"))]
+    for seeds in (1, 2):
+        sweep(QUESTION, [*words, f"results={tmp_path}", f"seeds={seeds}"], Console(file=io.StringIO()))
+    (folder,) = (tmp_path / "sweeps").iterdir()
+    trials = pq.read_table(folder / "trials.parquet").to_pylist()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("wsd")
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert len(trials) == 8 and len(children) == 8
+    assert {run.data.tags["anabranch.trial"] for run in children} == {row["trial"] for row in trials}
