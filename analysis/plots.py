@@ -250,8 +250,9 @@ def plot_interpolation(table: pd.DataFrame) -> Figure:
         rows = table[table["pair"] == kind]
         for at, ((start, stop), line) in enumerate(rows.groupby(["from_step", "to_step"], sort=True)):
             colour, marker, dashes = _SPARE[at % len(_SPARE)]
-            look = {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 3.5}
-            axes.plot(line["alpha"], line["loss"], label=f"step {start:,} to {stop:,}", **look)
+            label = f"step {start:,} to {stop:,}"
+            x, y = line["alpha"], line["loss"]
+            axes.plot(x, y, color=colour, marker=marker, linestyle=dashes, markersize=3.5, label=label)
         axes.set_title(kind)
         axes.set_xlabel("share α of the way")
         axes.legend(loc="best", fontsize=7)

@@ -43,9 +43,9 @@ SCHEDULE_FIELDS: dict[str, tuple[str, ...]] = {
 SOME_READ = {name for names in SCHEDULE_FIELDS.values() for name in names}
 
 
-POSITIVE = (
+COUNTS = (
     *("measure_every", "batch_size", "micro_batch_size", "select_tokens"),
-    *("report_documents", "windows_per_document", "clip_norm", "epsilon"),
+    *("report_documents", "windows_per_document"),
 )
 
 
@@ -118,10 +118,12 @@ class Config:
             )
         if not all(0 < fraction <= 1 for fraction in self.fractions):
             raise ValueError(f"decay fractions must be in (0, 1], got {self.fractions}")
-        for name in POSITIVE:
+        for name in COUNTS:
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not (self.clip_norm > 0 and self.epsilon > 0):
+            raise ValueError(f"clip_norm and epsilon must be above 0, got {self.clip_norm} and {self.epsilon}")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision is fp32 or bf16, got {self.precision!r}")
         if self.method == "low_constant" and self.min_lr_ratio == 0:

@@ -185,8 +185,9 @@ def make_spec(study: StagedStudy, arguments: Sequence[str], name: str) -> tuple[
         raise Refused(str(error)) from error
     compare = tuple(found.get("compare", ()) if words.compare is None else words.compare)
     for axis in compare:
-        if axis not in {*space.enumerated, *space.searched}:
-            raise Refused(f"compare={axis} is no axis with several values{close_matches(axis, words.space)}")
+        if axis not in words.space:
+            raise Refused(f"compare={axis} is no axis of this space{close_matches(axis, words.space)}")
+    compare = tuple(axis for axis in compare if axis not in space.pinned)
     _check(study, words, search, budgets)
     command = f"python sweeps/{name}.py " + shlex.join(arguments)
     return (

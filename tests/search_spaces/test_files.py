@@ -17,6 +17,7 @@ WSD = {
     "rewarmup_steps": int, "decay_fraction": float, "decay_fractions": tuple[float, ...], "decay_shape": str,
     "accounting": str, "width": int, "layers": int, "heads": int, "ffn_width": int, "context": int, "batch_size": int,
     "weight_decay": float, "beta1": float, "beta2": float, "epsilon": float, "clip_norm": float, "precision": str,
+    "measure_every": int, "select_tokens": int, "report_documents": int, "windows_per_document": int,
 }  # fmt: skip
 
 

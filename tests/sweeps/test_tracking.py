@@ -250,10 +250,11 @@ def test_a_running_sweep_is_mirrored_in_the_background(results: Path, client_of)
     said: list[str] = []
     mirror = tracking.Mirror(folder, spec, planned=len(trials), say=said.append, every=0.05)
     mirror.update(trials[:5], [row for row in measurements if row["trial"] in {t["trial"] for t in trials[:5]}])
-    client, children, deadline = client_of(results), [], time.monotonic() + 30
+    client, parents, children, deadline = client_of(results), [], [], time.monotonic() + 30
     while len(children) < 5 and time.monotonic() < deadline:
         time.sleep(0.1)
-        (parent,), children = runs_of(client, "live") if client.get_experiment_by_name("wsd") else ([None], [])
+        parents, children = runs_of(client, "live") if client.get_experiment_by_name("wsd") else ([], [])
+    (parent,) = parents
     assert parent.info.status == "RUNNING" and "width" not in children[0].data.params
     record(results, spec, trials, measurements, ledger)
     mirror.close()

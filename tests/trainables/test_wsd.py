@@ -17,7 +17,6 @@ from trainables.common.timeline import SHAPES, knobs_at, total_steps
 from trainables.study import LocalRun, train
 
 TINY = wsd.STUDY.tiny
-NOT_YET = pytest.mark.xfail(strict=True, reason="Config takes it; it fails or does something else later")
 AUTHOR = dict(warmup_steps=2_000, min_lr_ratio=0.1)
 
 
@@ -145,10 +144,10 @@ def test_every_shape_ends_one_step_before_its_low_rate(shape):
             dict(method="wsd_s", earlier_budgets=(1500,), accounting="budget", decay_fraction=0.1),
             "fit between budgets 1500 and 1600",
         ),
-        pytest.param(dict(heads=3), "width|heads", marks=NOT_YET),
-        pytest.param(dict(micro_batch_size=0), "micro_batch_size", marks=NOT_YET),
-        pytest.param(dict(precision="fp8"), "precision", marks=NOT_YET),
-        pytest.param(dict(clip_norm=0.0), "clip_norm", marks=NOT_YET),
+        (dict(heads=3), "width|heads"),
+        (dict(micro_batch_size=0), "micro_batch_size"),
+        (dict(precision="fp8"), "precision"),
+        (dict(clip_norm=0.0), "clip_norm"),
     ],
 )
 def test_what_no_training_can_honour_is_refused(values, words):
