@@ -45,6 +45,7 @@ class There:
     tags: dict[str, str]
     params: dict[str, str]
     metrics: list[str]
+    started: int  # in ms since 1970
 
 
 class Writer:
@@ -80,7 +81,15 @@ class Writer:
             for run in page:
                 if IDENTITY in run.data.tags:
                     info, data = run.info, run.data
-                    there = There(info.run_id, info.run_name, info.status, data.tags, data.params, list(data.metrics))
+                    there = There(
+                        info.run_id,
+                        info.run_name,
+                        info.status,
+                        data.tags,
+                        data.params,
+                        list(data.metrics),
+                        info.start_time,
+                    )
                     self.there[data.tags[IDENTITY]] = there
             token = page.token
             if not token:
@@ -113,7 +122,7 @@ class Writer:
                 old = None
         start, end = run.span or (int(1000 * time.time()),) * 2
         if old:
-            number = old.number
+            number, start, end = old.number, old.started, max(end, old.started)
         else:
             early = {name: value for name, value in tags.items() if name in (IDENTITY, "anabranch.sweep", PARENT)}
             made = self.client.create_run(self.experiment, start_time=start, tags=early, run_name=run.name)
@@ -123,7 +132,9 @@ class Writer:
         if run.status != "RUNNING":
             self.client.set_terminated(number, run.status, end_time=end)
         self.batch(number, points, params, tags, at=start)  # the fingerprint with it: last, and only if all went well
-        self.there[run.identity] = There(number, run.name, run.status, tags, run.params, [p[0] for p in run.points])
+        self.there[run.identity] = There(
+            number, run.name, run.status, tags, run.params, [p[0] for p in run.points], start
+        )
         return number, True
 
     def history(self, run: There) -> dict[tuple[str, int], float]:
