@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 
 from sweeps.engine.driver import Driver
 from sweeps.engine.local import Stuck
+from sweeps.engine.words import Refused
 from sweeps.engine.worker import Job, Place, Told, run_job
 from trainables.ray_train import InProcessRun, Parallel, WorkerGroupRun, in_this_process, together, worker_group
 from trainables.study import Stopped
@@ -202,9 +203,11 @@ def _run_in_group(job: Job, place: Place, run: WorkerGroupRun) -> dict[str, Any]
 def run_on_ray(driver: Driver, place: Place, slots: Slots, *, address: str | None) -> None:
     """Run until the driver has finished, on a running Ray (`address`) or on one of this process' own.
 
-    Raises trainables.study.Stopped when it is asked to stop, and whatever the driver raised.
+    Raises Refused when the cluster lacks the GPUs or CPUs of one job, trainables.study.Stopped when it is asked to
+    stop, and whatever the driver raised.
     """
     _join(address, slots)
+    check_cluster(slots, ray.cluster_resources())
     searcher = JobSearcher(driver, slots, place)
     scratch = Path(place.results).resolve() / "ray" / uuid.uuid4().hex[:8]
     trainable = _trainable(place) if slots.workers == 1 else _group_trainable(place, slots, scratch)
@@ -232,6 +235,17 @@ def run_on_ray(driver: Driver, place: Place, slots: Slots, *, address: str | Non
         raise searcher.fault
     if not driver.finished:
         raise Stopped("stopped before the sweep had finished")
+
+
+def check_cluster(slots: Slots, there: Mapping[str, float]) -> None:
+    """Raise Refused when one job could never start."""
+    for kind, each in (("GPU", slots.gpus), ("CPU", slots.cpus)):
+        wanted, have = each * slots.workers, there.get(kind, 0.0)
+        if wanted > have:
+            raise Refused(
+                f"a job needs {wanted:g} {kind}s ({slots.workers} workers of {each:g}), the cluster has {have:g}; "
+                "take a smaller scale, set resources.workers and resources.gpus, or add nodes"
+            )
 
 
 def _join(address: str | None, slots: Slots) -> None:
