@@ -4,7 +4,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,10 +107,15 @@ def launch(question: Question, spec: Spec, words: Words, console: Console) -> Re
         console.print(drawing.as_text(plan, names))
         return None
     check_resources(words)
-    run(question, spec, words, expected, plan, progress, console)
-    found = analysis.open(spec.folder)
-    if question.show is not None:
-        question.show(found, spec, console)
+    store = Store(spec.results)
+    store.prepare()
+    content = records.describe_spec(spec, [claim.declared() for claim in question.claims], expected.as_dict())
+    records.write_spec(spec, content)
+    with mirrored(spec, words, content, expected.trials, console) as mirror:
+        run(spec, words, store, expected, plan, progress, mirror, console)
+        found = analysis.open(spec.folder)
+        if question.show is not None:
+            question.show(found, spec, console)
     if words.tracking != "none":
         line = tracking.ui_command(spec.results, words.tracking)
         console.print(f"compare runs: [bold]{line}[/bold]", highlight=False, soft_wrap=True)
@@ -200,27 +205,41 @@ def dry_run(spec: Spec, words: Words, slots: int) -> tuple[Driver, CellTuning]:
     return driver, tuning
 
 
+@contextmanager
+def mirrored(
+    spec: Spec, words: Words, content: Mapping[str, Any], trials: int, console: Console
+) -> Iterator[tracking.Mirror | None]:
+    """MLflow's mirror of a sweep while it runs; at the end it takes in records and figures, also of a stopped one."""
+    if words.tracking == "none":
+        yield None
+        return
+
+    def say(text: str) -> None:
+        console.print(Text(text), soft_wrap=True)
+
+    mirror = tracking.Mirror(spec.folder, content, words.tracking, planned=trials, say=say)
+    try:
+        yield mirror
+    finally:
+        mirror.close()
+
+
 def run(
-    question: Question,
     spec: Spec,
     words: Words,
+    store: Store,
     expected: Estimate,
     plan: Plan,
     progress: Progress,
+    mirror: tracking.Mirror | None,
     console: Console,
 ) -> None:
-    """Train what is missing; write tables, the tree's figure and the mirror, also when the run is stopped."""
-    store = Store(spec.results)
-    store.prepare()
-    content = records.describe_spec(spec, [claim.declared() for claim in question.claims], expected.as_dict())
-    records.write_spec(spec, content)
+    """Train what is missing; write the tables and the tree's figure, also when the run is stopped."""
     tuning = CellTuning(spec, open_journals(spec, progress.slots, record=True))
     device = device_name(torch.device("cuda" if words.resources.gpus and torch.cuda.is_available() else "cpu"))
     recorder = records.Recorder(spec, [], device)
     watchers: list[Watcher] = [ProgressWatcher(spec, progress, tuning.proposals, expected.jobs, progress.slots)]
-    mirror = None
-    if words.tracking != "none":
-        mirror = tracking.Mirror(spec.folder, content, words.tracking, planned=expected.trials, say=progress.message)
+    if mirror is not None:
         watchers.append(MirrorWatcher(mirror, recorder))
     every = words.resources.checkpoint_every
     driver = Driver(store, tuning, slots=progress.slots, checkpoint_every=every, watchers=watchers)
@@ -237,8 +256,6 @@ def run(
         driver.refresh()
         recorder.tables(driver.index).write(spec.folder)
         drawing.save(drawing.as_figure(plan), spec.folder / "figures" / "stage_tree")
-        if mirror is not None:
-            mirror.close()
     console.print(Text(where_the_time_went(progress)), soft_wrap=True)
 
 

@@ -146,6 +146,8 @@ class Mirror:
         if hasattr(os, "setpriority"):  # on Linux of this thread alone: the mirror makes way for the training
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        if self.live:  # MLflow's import and its new database take seconds: now, while the first jobs start
+            self.attempt(self.connect)
         while not self.ended.wait(self.every):
             with self.guard:
                 batch, self.waiting = self.waiting, []
@@ -153,6 +155,10 @@ class Mirror:
                 self.attempt(lambda batch=batch: self.write(batch))  # type: ignore[misc]
         if (self.folder / "sweep.json").exists():
             self.attempt(lambda: mirror(self.folder, self.uri))
+
+    def connect(self) -> None:
+        with writing(self.results, self.uri, self.spec):
+            pass
 
     def write(self, batch: Sequence[tuple[Sequence[Row], Sequence[Row]]]) -> None:
         trials = [trial for some, _ in batch for trial in chosen(some, self.spec)]
