@@ -18,8 +18,9 @@ from sweeps.engine.plan import make_trial, plan
 from trainables import wsd
 from trainables.common.timeline import place, total_steps
 from trainables.registry import STUDIES
-from trainables.study import LocalRun, Span, StagedStudy, alone, train, walk
+from trainables.study import LocalRun, Span, StagedStudy, alone
 from trainables.toys import QUADRATIC
+from trainables.walk import train, walk
 
 ALL = {**STUDIES, QUADRATIC.name: QUADRATIC}
 

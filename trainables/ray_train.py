@@ -24,7 +24,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from trainables.common.process import reset_process
-from trainables.study import Diverged, StagedStudy, train
+from trainables.study import AnyStudy, Diverged
+from trainables.walk import train
 
 Parallel = Literal["ddp", "fsdp"]
 Send = Callable[[dict[str, Any]], None]
@@ -146,7 +147,7 @@ def sharded(model: torch.nn.Module, workers: int) -> torch.nn.Module:
     return model
 
 
-def together(study: StagedStudy, run: WorkerGroupRun) -> StagedStudy:
+def together(study: AnyStudy, run: WorkerGroupRun) -> AnyStudy:
     """The study for a worker group: what it raises, it raises on all workers, and then a walk may go on.
 
     An error on some workers alone (out of memory, a bad disk) raises Parted. Without this the failed worker would go on
@@ -207,7 +208,7 @@ def _each(cpus: float, use_gpu: bool) -> dict[str, float]:
 
 
 def torch_trainer(
-    study: StagedStudy,
+    study: AnyStudy,
     config: Any,
     *,
     workers: int = 1,
@@ -240,7 +241,7 @@ def torch_trainer(
     return worker_group(*(loop,), workers=workers, cpus=cpus, use_gpu=use_gpu, parallel=parallel, run_config=run_config)
 
 
-def tune_trainable(study: StagedStudy, **fixed: Any) -> Callable[[dict[str, Any]], None]:
+def tune_trainable(study: AnyStudy, **fixed: Any) -> Callable[[dict[str, Any]], None]:
     """A stock Tune trainable: each trial trains one config of the study from step 0 and reports every measurement.
 
     Tune's values and `fixed` are fields of the study's config; the rest keep their defaults. Raises ValueError for
@@ -261,7 +262,7 @@ def tune_trainable(study: StagedStudy, **fixed: Any) -> Callable[[dict[str, Any]
     return trainable
 
 
-def config_of(study: StagedStudy, values: Mapping[str, Any], fixed: Mapping[str, Any]) -> Any:
+def config_of(study: AnyStudy, values: Mapping[str, Any], fixed: Mapping[str, Any]) -> Any:
     """The config with these values, numpy's numbers as Python's. Raises ValueError for other names."""
     _check_fields(study, values)
     twice = sorted(values.keys() & fixed.keys())
@@ -270,7 +271,7 @@ def config_of(study: StagedStudy, values: Mapping[str, Any], fixed: Mapping[str,
     return study.config(**{name: _plain(value) for name, value in {**fixed, **values}.items()})
 
 
-def _check_fields(study: StagedStudy, values: Mapping[str, Any]) -> None:
+def _check_fields(study: AnyStudy, values: Mapping[str, Any]) -> None:
     unknown = sorted(values.keys() - set(study.field_names))
     if unknown:
         raise ValueError(f"{study.name} has no field {unknown}; fields: {', '.join(study.field_names)}")
@@ -282,7 +283,7 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def result(study: StagedStudy, units: Mapping[str, float], row: Mapping[str, Any]) -> dict[str, Any]:
+def result(study: AnyStudy, units: Mapping[str, float], row: Mapping[str, Any]) -> dict[str, Any]:
     """A measurement as Ray is told it.
 
     `diverged` is set when a metric is not finite, and the metrics that trials are judged by then count as the worst

@@ -1,18 +1,20 @@
-"""The contract of a study, and the one training walk over a timeline.
+"""The contract of a study: staged, where trials share stretches of training, or fused, where they share the program.
 
 A staged study is a small record of functions. `root` is all of a config that is not timeline; `timeline` is the rest.
 `advance` trains a state through a span of absolute steps under a segment's knobs and `measure` looks at a state without
 touching it. Neither sees the config, so nothing that trials share can depend on what they do not share.
 
-A trial alone: `train(STUDY, config)`. Many trials: the planner in `sweeps.engine` merges their timelines into a tree of
-`Branch`es and `walk` trains each branch once.
+A fused study trains many configs at once, one lane each: `train(configs, run)`.
+
+A trial alone: `trainables.walk.train(STUDY, config)`. Many trials: the planner in `sweeps.engine` merges the timelines
+of a staged study into a tree of `Branch`es, which `trainables.walk` trains once each, and packs the trials of a fused
+one, which `trainables.pack` trains.
 """
 
 import hashlib
 import json
-import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from math import isfinite
@@ -20,7 +22,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
-from trainables.common.timeline import Placed, Timeline, place, prefix_json, total_steps
+from trainables.common.timeline import Placed, Timeline, place, prefix_json, segment, total_steps
 
 Tensors = dict[str, torch.Tensor]
 Values = Mapping[str, float | Sequence[float]]
@@ -33,6 +35,7 @@ class Metric(NamedTuple):
     goal: Literal["min", "max"]
 
 
+PROBE_STEPS = 40
 SELECT_LOSS, REPORT_LOSS = Metric("select/loss", "min"), Metric("report/loss", "min")
 
 
@@ -59,6 +62,16 @@ class Run(Protocol):
 
     def report(self, **row: Any) -> None: ...
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module: ...
+    def should_stop(self) -> bool: ...
+
+
+class LaneRun(Protocol):
+    """What a fused study sees of where it runs."""
+
+    device: torch.device
+
+    def report(self, *, lane: int, step: int, full: bool = False, **metrics: float | Sequence[float]) -> None: ...
+    def measuring(self) -> AbstractContextManager[None]: ...
     def should_stop(self) -> bool: ...
 
 
@@ -113,39 +126,32 @@ def measured_on_grid(root: Any, timeline: Timeline) -> dict[int, bool]:
     return {step: full for step, full in sorted(points.items()) if step > 0}
 
 
-def one_per_budget(study: "StagedStudy", values: Mapping[str, Any], budgets: Sequence[int]) -> list[Any]:
+def one_per_budget(study: "Study", values: Mapping[str, Any], budgets: Sequence[int]) -> list[Any]:
     """The configs of one method at increasing budgets: the default family of a study."""
     return [study.config(**{**values, study.budget: budget}) for budget in budgets]
 
 
-@dataclass(frozen=True)
-class StagedStudy:
-    """One paper's training, in stages that trials can share.
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What a staged and a fused study have in common: names, config, and the metrics it is judged by.
 
     name, paper: short name; arXiv id. version: raised when training changes meaning.
     config: the frozen dataclass of everything that decides a result.
-    root: config -> hashable dataclass with `seed` and `measure_every`. timeline: config -> segments.
-    start: (root, run) -> State at step 0. advance: (state, placed segment, span, run) -> None.
-    measure: (state, run, full) -> metrics by name; numbers, or in full also lists of numbers (kept, not plotted).
+    tiny: a config that ends in seconds on a CPU.
     conditions: config fields that define the problem; never searched for quality.
     select, report: metrics on disjoint data; tuning sees `select` only, claims and frontiers use `report`.
-    budget: the config field that counts steps. units: root -> tokens (or samples) and FLOPs per step, parameters.
+    budget: the config field that counts steps (or what a step is made of: see `FusedStudy.steps`).
+    units: root -> tokens (or samples) and FLOPs per step, parameters.
     family: (values, budgets) -> configs, one per budget; where a method's path passes through its earlier budgets
     the configs carry them.
-    describe: what varies -> a short name, such as "wsd lr=3e-3 B=2000 f=.1 s0".
-    files: root -> what a model needs beside its weights, by file name. branch: (config, at step, decay steps, shape) ->
-    the config that leaves this one's timeline at a step and decays.
+    describe: (config, names of varying fields) -> a short name, such as "wsd lr=3e-3 B=2000 f=.1 s0".
+    module: where the study is defined; filled in.
     """
 
-    name: str
+    name: str = field(kw_only=False)
     paper: str
     version: int
     config: type
-    root: Callable[[Any], Any]
-    timeline: Callable[[Any], Timeline]
-    start: Callable[[Any, Run], State]
-    advance: Callable[[Any, Placed, Span, Run], None]
-    measure: Callable[[Any, Run, bool], Values]
     tiny: Any
     conditions: tuple[str, ...] = ()
     select: Metric = SELECT_LOSS
@@ -154,9 +160,6 @@ class StagedStudy:
     units: Callable[[Any], Mapping[str, float]] = lambda root: {}
     family: Callable[[Mapping[str, Any], Sequence[int]], list[Any]] | None = None
     describe: Callable[[Any, Sequence[str]], str] | None = None
-    measured_at: Callable[[Any, Timeline], dict[int, bool]] = measured_on_grid
-    files: Callable[[Any], Mapping[str, bytes]] | None = None
-    branch: Callable[[Any, int, int, str], Any] | None = None
     module: str = ""
 
     def __post_init__(self) -> None:
@@ -164,7 +167,7 @@ class StagedStudy:
         if unknown:
             raise ValueError(f"study {self.name!r} names {unknown}, which its config lacks; fields: {self.field_names}")
         if not self.module:
-            object.__setattr__(self, "module", self.root.__module__)
+            object.__setattr__(self, "module", self.config.__module__)
 
     @property
     def field_names(self) -> list[str]:
@@ -189,6 +192,74 @@ class StagedStudy:
         content = {name: value for name, value in asdict(root).items() if name in keyed}
         text = json.dumps([self.name, self.version, content], sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedStudy(Study):
+    """A study whose trials share the stretches that their timelines have in common.
+
+    root: config -> hashable dataclass with `seed` and `measure_every`. timeline: config -> segments.
+    start: (root, run) -> State at step 0. advance: (state, placed segment, span, run) -> None.
+    measure: (state, run, full) -> metrics by name; numbers, or in full also lists of numbers (kept, not plotted).
+    files: root -> what a model needs beside its weights, by file name. branch: (config, at step, decay steps, shape) ->
+    the config that leaves this one's timeline at a step and decays.
+    """
+
+    root: Callable[[Any], Any]
+    timeline: Callable[[Any], Timeline]
+    start: Callable[[Any, Run], State]
+    advance: Callable[[Any, Placed, Span, Run], None]
+    measure: Callable[[Any, Run, bool], Values]
+    measured_at: Callable[[Any, Timeline], dict[int, bool]] = measured_on_grid
+    files: Callable[[Any], Mapping[str, bytes]] | None = None
+    branch: Callable[[Any, int, int, str], Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedStudy(Study):
+    """A study whose trials are small enough that many train as the lanes of one program.
+
+    shape: config -> a hashable; configs of equal shape may train together. What decides a tensor's size or the program
+    (dimension, width, architecture, batch size, steps) is shape, and is enumerated; the rest are numbers per lane.
+    train: (configs of equal shape, run) -> None; lane i is configs[i], one config is a pack of one. A lane's numbers
+    never depend on its neighbours beyond rounding: it owns its random stream, and a NaN stays in it.
+    It reports each lane by `run.report(lane=i, step=s, **metrics)`, and last with `full=True` and the report metrics,
+    which ends the lane; what is not training goes under `with run.measuring():`. It asks `run.should_stop()` now and
+    then and simply returns when that is true.
+    steps: config -> training steps of its whole run, by default the budget. A lane may end earlier (solved).
+    probe: config -> a config of the same shape that takes a fraction of a second, to measure which pack pays; by
+    default the same with a budget of PROBE_STEPS.
+    agreement: relative tolerance within which a lane alone and in a pack agree in every metric.
+    """
+
+    shape: Callable[[Any], Any]
+    train: Callable[[Sequence[Any], LaneRun], None]
+    count_steps: Callable[[Any], int] | None = None
+    probe: Callable[[Any], Any] | None = None
+    agreement: float = 1e-4
+
+    def steps(self, config: Any) -> int:
+        return int(getattr(config, self.budget)) if self.count_steps is None else self.count_steps(config)
+
+    def short(self, config: Any) -> Any:
+        """The config that stands for this one when the speed of packs is measured."""
+        if self.probe is not None:
+            return self.probe(config)
+        return replace(config, **{self.budget: min(PROBE_STEPS, getattr(config, self.budget))})
+
+    # A fused trial is a tree of one stage: its root is all of its config, its timeline one stretch.
+
+    def root(self, config: Any) -> Any:
+        return config
+
+    def timeline(self, config: Any) -> Timeline:
+        return (segment(self.steps(config)),)
+
+    def measured_at(self, root: Any, timeline: Timeline) -> dict[int, bool]:
+        return {total_steps(timeline): True}
+
+
+AnyStudy = StagedStudy | FusedStudy
 
 
 def state_key(root_key: str, placed: Sequence[Placed], step: int) -> str:
@@ -270,115 +341,7 @@ class Stage:
     error: str | None = None
 
 
-ON_DEVICE_BYTES = 2 * 2**30
-
-
-def clone(tensors: Tensors) -> Tensors:
-    """A copy that training does not change: on the same device while small, in CPU memory above ON_DEVICE_BYTES."""
-    size = sum(value.numel() * value.element_size() for value in tensors.values())
-    return {
-        name: value.detach().cpu().clone() if size > ON_DEVICE_BYTES else value.detach().clone()
-        for name, value in tensors.items()
-    }
-
-
-def walk(
-    study: StagedStudy,
-    root: Any,
-    branches: Sequence[Branch],
-    run: Run,
-    *,
-    commit: Callable[[Stage], None],
-    tensors: Tensors | None = None,
-    state: State | None = None,
-) -> None:
-    """Train a forest of branches that start from one state: `state`, by default at step 0, with `tensors` loaded.
-
-    Each stage is handed to `commit` when it ends. Small branches go first, so that at most one copy of the state per
-    depth is alive. A diverged stage, or one that raises, ends its branch; the others go on. Raises Stopped when the
-    run is asked to stop.
-    """
-    state = study.start(root, run) if state is None else state
-    if tensors is not None:
-        state.load_tensors(tensors)
-    waiting: list[tuple[Branch, Tensors | None]] = []
-
-    def push(children: Sequence[Branch], fork: Tensors | None) -> None:
-        largest_first = sorted(children, key=lambda child: child.total_steps, reverse=True)
-        waiting.extend((child, fork) for child in largest_first)
-
-    push(branches, clone(state.tensors()) if len(branches) > 1 else None)
-    while waiting:
-        branch, fork = waiting.pop()
-        stage = Stage(branch, [], None, Cost(), 0)
-        try:
-            if fork is not None:
-                state.load_tensors(fork)
-            _train_stage(study, stage, state, run)
-            fork = _cloned(stage, state)
-        except Stopped:
-            raise
-        except Exception:
-            stage.status, stage.error = "failed", traceback.format_exc()
-        if stage.status == "complete":
-            push(branch.children, fork if len(branch.children) > 1 else None)
-            stage.tensors = fork if branch.keep else None
-        commit(stage)
-
-
-def _cloned(stage: Stage, state: State) -> Tensors | None:
-    """The state at the end of a finished stage, where it is kept or forked."""
-    if stage.status != "complete" or not (stage.branch.keep or len(stage.branch.children) > 1):
-        return None
-    began = time.perf_counter()
-    tensors = clone(state.tensors())
-    stage.cost.checkpoint_seconds += time.perf_counter() - began
-    return tensors
-
-
-def _train_stage(study: StagedStudy, stage: Stage, state: State, run: Run) -> None:
-    branch = stage.branch
-    points = {point.step: point for point in branch.points}
-    for placed in branch.placed:
-        step, stop = max(placed.start, branch.start), min(placed.stop, branch.stop)
-        while step < stop:
-            if run.should_stop():
-                raise Stopped(f"stopped at step {step}")
-            span = Span(step, min([stop, *(cut for cut in points if cut > step)]))
-            began = time.perf_counter()
-            study.advance(state, placed, span, run)
-            _wait_for(run.device)
-            trained = time.perf_counter()
-            stage.cost.train_seconds += trained - began
-            step = span.stop
-            stage.executed_steps = step - branch.start
-            if step in points:
-                row = _measure(study, state, run, points[step], placed.at(step - 1))
-                stage.rows.append(row)
-                stage.cost.evaluation_seconds += time.perf_counter() - trained
-                if not all(isfinite(value) for value in row.metrics.values()):
-                    stage.status, stage.error = "diverged", str(Diverged(step, row.metrics))
-                    return
-
-
-def _measure(study: StagedStudy, state: State, run: Run, point: Point, knobs: dict[str, float]) -> Row:
-    metrics: dict[str, float] = {}
-    arrays: dict[str, list[float]] = {}
-    for name, value in study.measure(state, run, point.full).items():
-        if isinstance(value, Sequence):
-            arrays[name] = [float(item) for item in value]
-        else:
-            metrics[name] = float(value)
-    run.report(key=point.key, step=point.step, full=point.full, **metrics)
-    return Row(point.key, point.step, point.full, metrics, arrays, knobs)
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def alone(study: StagedStudy, config: Any, root: Any = None, *, keep: bool = False) -> tuple[Any, Branch]:
+def alone(study: "AnyStudy", config: Any, root: Any = None, *, keep: bool = False) -> tuple[Any, Branch]:
     """A config as its root and one unforked branch from step 0 to its end."""
     root = study.root(config) if root is None else root
     timeline = study.timeline(config)
@@ -390,28 +353,7 @@ def alone(study: StagedStudy, config: Any, root: Any = None, *, keep: bool = Fal
     return root, Branch(state_key(root_key, placed, stop), 0, stop, placed, points, keep)
 
 
-def train(study: StagedStudy, config: Any, run: Run | None = None, *, keep: bool = False) -> Stage:
-    """Train one config from step 0 to its end, without a store and without Ray.
-
-    Raises Diverged, with the step, when a measured loss is no longer finite, and RuntimeError with the study's own
-    traceback when it raises.
-
-    >>> from trainables.toys import QUADRATIC
-    >>> train(QUADRATIC, QUADRATIC.tiny).rows[-1].step
-    20
-    """
-    stages: list[Stage] = []
-    root, branch = alone(study, config, keep=keep)
-    walk(study, root, [branch], run or LocalRun(), commit=stages.append)
-    stage = stages[0]
-    if stage.status == "diverged":
-        raise Diverged(stage.rows[-1].step, stage.rows[-1].metrics)
-    if stage.status == "failed":
-        raise RuntimeError(f"{study.name} failed on {config}:\n{stage.error}")
-    return stage
-
-
-def with_values(study: StagedStudy, **values: Any) -> Any:
+def with_values(study: Study, **values: Any) -> Any:
     """The study's tiny config with some fields replaced. Raises ValueError for a name that is no field."""
     unknown = [name for name in values if name not in study.field_names]
     if unknown:

@@ -33,7 +33,7 @@ from sweeps.engine.tuning import CellTuning
 from sweeps.engine.watching import MirrorWatcher, ProgressWatcher, name_of
 from sweeps.engine.words import Refused, Words, default_slots, help_text, make_spec
 from sweeps.engine.worker import Place, device_name
-from trainables.study import StagedStudy, Stopped
+from trainables.study import AnyStudy, Stopped
 
 Show = Callable[[Records, Spec, Console], None]
 
@@ -43,7 +43,7 @@ class Question:
     """A sweep script: its name, what it asks, the claims that are declared before it runs, what it shows at its end."""
 
     name: str
-    study: StagedStudy
+    study: AnyStudy
     about: str
     claims: Sequence[Claim] = ()
     show: Show | None = None

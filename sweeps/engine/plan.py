@@ -11,14 +11,14 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from trainables.common.timeline import Placed, place, total_steps
-from trainables.study import Branch, Point, StagedStudy, state_key
+from trainables.study import AnyStudy, Branch, Point, state_key
 
 
 @dataclass(frozen=True)
 class Trial:
     """One config with all that the planner needs of it. `key` is the state key of its end."""
 
-    study: StagedStudy
+    study: AnyStudy
     config: Any
     root: Any
     root_key: str
@@ -38,7 +38,7 @@ class Trial:
         return {point.step: point for point in self.points}
 
 
-def make_trial(study: StagedStudy, config: Any) -> Trial:
+def make_trial(study: AnyStudy, config: Any) -> Trial:
     """A config as a trial. Raises ValueError for a timeline without steps."""
     root, timeline = study.root(config), study.timeline(config)
     placed, root_key = place(timeline), study.root_key(root)
@@ -106,7 +106,7 @@ class Node:
 class Tree:
     """All stages of one root. `tops` start at step 0."""
 
-    study: StagedStudy
+    study: AnyStudy
     root: Any
     root_key: str
     trials: list[Trial]
@@ -125,7 +125,7 @@ class Tree:
 class Item:
     """A part of a tree that one walk trains: from the state `start_key` (None: step 0) through `branch`."""
 
-    study: StagedStudy
+    study: AnyStudy
     root: Any
     root_key: str
     start_key: str | None

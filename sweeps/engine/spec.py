@@ -9,7 +9,7 @@ from typing import Any
 
 from search_spaces import Space
 from search_spaces.files import ResolvedSpace
-from trainables.study import StagedStudy
+from trainables.study import AnyStudy
 
 FIRST_FRESH_SEED = 1000  # fresh seeds never meet tuning seeds, however many of either
 
@@ -33,7 +33,7 @@ class Spec:
     """
 
     name: str
-    study: StagedStudy
+    study: AnyStudy
     scale: str
     preset: str
     command: str

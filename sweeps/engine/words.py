@@ -22,7 +22,7 @@ from search_spaces import Space, SpaceError, load, parse, resolve
 from search_spaces.fields import close_matches, field_comments, field_types, fit
 from search_spaces.files import ResolvedSpace, SpaceFile
 from sweeps.engine.spec import Search, Spec, seeds
-from trainables.study import StagedStudy
+from trainables.study import AnyStudy
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -89,7 +89,7 @@ class Refused(ValueError):
     """A command that cannot be honoured; nothing was started."""
 
 
-def compose_words(study: StagedStudy, arguments: Sequence[str]) -> tuple[Words, SpaceFile, ResolvedSpace]:
+def compose_words(study: AnyStudy, arguments: Sequence[str]) -> tuple[Words, SpaceFile, ResolvedSpace]:
     """The words of a command line, with the study's axes and fields in place. Raises Refused."""
     file = load(study.name)
     try:
@@ -123,7 +123,7 @@ def compose_words(study: StagedStudy, arguments: Sequence[str]) -> tuple[Words, 
     return words, file, base
 
 
-def _study_overrides(overrides: Sequence[Override], study: StagedStudy) -> dict[str, Any]:
+def _study_overrides(overrides: Sequence[Override], study: AnyStudy) -> dict[str, Any]:
     """`study.FIELD=...` as a mapping, lists as tuples."""
     changed = {}
     for override in overrides:
@@ -163,7 +163,7 @@ def _space_overrides(overrides: Sequence[Override], axes: Mapping[str, Any]) -> 
     return changed
 
 
-def make_spec(study: StagedStudy, arguments: Sequence[str], name: str) -> tuple[Spec, Words]:
+def make_spec(study: AnyStudy, arguments: Sequence[str], name: str) -> tuple[Spec, Words]:
     """A command line as a Spec. Raises Refused with the rule, the value and the way out."""
     words, _, base = compose_words(study, arguments)
     types = field_types(study.config)
@@ -211,7 +211,7 @@ def make_spec(study: StagedStudy, arguments: Sequence[str], name: str) -> tuple[
     )
 
 
-def _typed(study: StagedStudy, base: ResolvedSpace) -> ResolvedSpace:
+def _typed(study: AnyStudy, base: ResolvedSpace) -> ResolvedSpace:
     """The fields that scale, preset and command set, as the config's types hold them."""
     types = field_types(study.config)
 
@@ -225,7 +225,7 @@ def _typed(study: StagedStudy, base: ResolvedSpace) -> ResolvedSpace:
     return replace(base, study=typed(base.study), within=within)
 
 
-def _budgets(study: StagedStudy, space: Space) -> tuple[int, ...]:
+def _budgets(study: AnyStudy, space: Space) -> tuple[int, ...]:
     if study.budget in space.enumerated:
         budgets = space.enumerated[study.budget]
     elif study.budget in space.pinned:
@@ -248,7 +248,7 @@ def _seeds(words: Words, base: ResolvedSpace) -> tuple[tuple[int, ...], tuple[in
     return seeds(tuning, fresh)
 
 
-def _check(study: StagedStudy, words: Words, search: Search, budgets: Sequence[int]) -> None:
+def _check(study: AnyStudy, words: Words, search: Search, budgets: Sequence[int]) -> None:
     if words.objective is not None and words.objective != study.select.name:
         kind = (
             "is measured on report data, which must not guide a search"
@@ -283,7 +283,7 @@ def _plainly(error: Exception, keys: Sequence[str]) -> str:
     return "; ".join(dict.fromkeys(line for line in lines if "object_type" not in line))
 
 
-def help_text(study: StagedStudy, name: str, question: str) -> str:
+def help_text(study: AnyStudy, name: str, question: str) -> str:
     """Words, defaults, axes with ranges, and presets."""
     words, file, base = compose_words(study, [])
     space = parse(words.space, fields=field_types(study.config), conditions=study.conditions, cells=base.cells)

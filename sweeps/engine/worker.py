@@ -13,7 +13,8 @@ import torch
 from sweeps.engine.plan import Item
 from sweeps.engine.store import Commit, DamagedStore, Store
 from trainables.common.process import reset_process
-from trainables.study import Cost, Run, Stage, walk
+from trainables.study import Cost, Run, Stage
+from trainables.walk import walk
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 
 from trainables import wsd
 from trainables.common.process import reset_process
-from trainables.study import train
+from trainables.walk import train
 
 LOSSES = (wsd.STUDY.select.name, wsd.STUDY.report.name)
 TRAINER_CPUS = 0.1  # of the Tune trial that waits for its trainer; the rest of a core goes to the trainer's worker

@@ -16,7 +16,8 @@ from tests.benchmarks.settings import Measured, Settings, fresh_folder
 from trainables import wsd
 from trainables.common.process import reset_process
 from trainables.common.timeline import Placed, segment
-from trainables.study import Branch, LocalRun, Row, Run, Stage, StagedStudy, Tensors, alone, state_key, walk
+from trainables.study import Branch, LocalRun, Row, Run, Stage, StagedStudy, Tensors, alone, state_key
+from trainables.walk import walk
 
 LAPTOP = wsd.Config(budget_steps=60, warmup_steps=10, decay_fraction=0.4, measure_every=10, select_tokens=1024)
 

@@ -28,7 +28,8 @@ from trainables import wsd
 from trainables.common.flops import model_flops_utilization
 from trainables.common.process import reset_process
 from trainables.common.timeline import Placed, segment
-from trainables.study import Cost, LocalRun, Span, Stage, alone, clone
+from trainables.study import Cost, LocalRun, Span, Stage, alone
+from trainables.walk import clone
 
 SPACE = Path(__file__).resolve().parents[2] / "search_spaces" / "wsd.yaml"
 VARIANTS = (  # (sequences a step, of these at a time, torch.compile); the first is scale=gpu as it is

@@ -16,7 +16,8 @@ from sweeps.engine.store import Store
 from sweeps.engine.worker import run_job
 from tests.sweeps.engine_cases import open_sweep, run_shuffled, run_sweep, toy_spec
 from trainables import toys
-from trainables.study import LocalRun, alone, walk
+from trainables.study import LocalRun, alone
+from trainables.walk import walk
 
 GRID = dict(budgets=(20, 40, 80), decay_fraction=[0.1, 0.25, 0.5])
 

@@ -20,9 +20,10 @@ from sweeps.engine.worker import Job, Place, run_job
 from trainables import wsd
 from trainables.common.process import reset_process
 from trainables.common.timeline import Placed, place, segment
-from trainables.study import Branch, LocalRun, Point, alone, state_key, train, walk
+from trainables.study import Branch, LocalRun, Point, alone, state_key
 from trainables.toys import QUADRATIC
 from trainables.toys import Config as Quadratic
+from trainables.walk import train, walk
 
 STUDIES = {"wsd": wsd.STUDY, "quadratic": QUADRATIC}
 TINY = {

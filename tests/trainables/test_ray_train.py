@@ -33,8 +33,9 @@ from trainables.ray_train import (
     tune_trainable,
     worker_group,
 )
-from trainables.study import LocalRun, train
+from trainables.study import LocalRun
 from trainables.toys import QUADRATIC
+from trainables.walk import train
 
 TINY = replace(wsd.STUDY.tiny, layers=2, decay_fraction=0.25)  # a trunk of 30 steps, a decay of 10
 ROUNDING = 2e-5  # nats; workers add the same numbers in another order, 40 steps long

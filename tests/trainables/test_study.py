@@ -17,14 +17,12 @@ from trainables.study import (
     StagedStudy,
     Stopped,
     alone,
-    clone,
     measured_on_grid,
     state_key,
-    train,
-    walk,
     with_values,
 )
 from trainables.toys import QUADRATIC
+from trainables.walk import clone, train, walk
 
 
 def by_hand(config):

@@ -14,7 +14,8 @@ from trainables import wsd
 from trainables.common.data.batches import batch
 from trainables.common.schedules import boundaries
 from trainables.common.timeline import SHAPES, knobs_at, total_steps
-from trainables.study import LocalRun, train
+from trainables.study import LocalRun
+from trainables.walk import train
 
 TINY = wsd.STUDY.tiny
 AUTHOR = dict(warmup_steps=2_000, min_lr_ratio=0.1)

@@ -1,0 +1,105 @@
+"""Packs: many trials of a fused study trained as one program, each ending as a stage of its own."""
+
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from typing import Any
+
+from trainables.study import (
+    Branch,
+    Cost,
+    Diverged,
+    FusedStudy,
+    Row,
+    Run,
+    Stage,
+    Stopped,
+    alone,
+    state_key,
+)
+
+Commit = Callable[[int, Stage], None]
+
+
+class PackRun:
+    """The `run` of a fused study: takes in its reports and ends its lanes.
+
+    The seconds between two ends are shared out evenly among the lanes that trained in between, which by their shape
+    cost the same: a lane's seconds are attributed, never measured.
+    """
+
+    def __init__(self, study: FusedStudy, configs: Sequence[Any], run: Run, commit: Commit):
+        self.study, self.run, self.commit, self.device = study, run, commit, run.device
+        self.roots, self.branches = zip(*(alone(study, config) for config in configs), strict=True)
+        self.rows: list[list[Row]] = [[] for _ in configs]
+        self.alive = set(range(len(configs)))
+        self.shared = Cost()  # of each lane that is still alive
+        self.since = time.perf_counter()
+        self.evaluation = 0.0  # seconds of it since then
+
+    def report(self, *, lane: int, step: int, full: bool = False, **metrics: float | Sequence[float]) -> None:
+        """Take in a measurement of a lane; `full`, or a metric that is not finite, ends it. Later ones are ignored."""
+        if lane not in self.alive:
+            return
+        numbers = {name: float(value) for name, value in metrics.items() if not isinstance(value, Sequence)}
+        arrays = {name: [float(one) for one in value] for name, value in metrics.items() if isinstance(value, Sequence)}
+        branch: Branch = self.branches[lane]
+        root_key = self.study.root_key(self.roots[lane])
+        key = branch.key if full else state_key(root_key, branch.placed, step)
+        finite = all(isfinite(value) for value in numbers.values())
+        self.rows[lane].append(Row(key, step, full, numbers, arrays, {}))
+        self.run.report(lane=lane, key=key, step=step, full=full, **numbers)
+        if not finite:
+            self.end(lane, step, "diverged", str(Diverged(step, numbers)))
+        elif full:
+            self.end(lane, step)
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.evaluation += time.perf_counter() - began
+
+    def should_stop(self) -> bool:
+        return self.run.should_stop()
+
+    def end(self, lane: int, step: int, status: Any = "complete", error: str | None = None) -> None:
+        """Commit a lane with its share of the time so far."""
+        now = time.perf_counter()
+        self.shared.train_seconds += max(0.0, now - self.since - self.evaluation) / len(self.alive)
+        self.shared.evaluation_seconds += self.evaluation / len(self.alive)
+        self.since, self.evaluation = now, 0.0
+        self.alive.remove(lane)
+        cost = Cost(self.shared.train_seconds, self.shared.evaluation_seconds)
+        self.commit(lane, Stage(self.branches[lane], self.rows[lane], None, cost, step, status, error))
+
+
+def train_pack(study: FusedStudy, configs: Sequence[Any], run: Run, *, commit: Commit) -> None:
+    """Train configs of equal shape together; each lane's stage is handed to `commit` when it ends.
+
+    What a pack raises may be one lane's fault, or memory: the lanes that had not ended are trained again one at a time,
+    and only one that raises alone ends as failed. Raises Stopped when the run is asked to stop, and ValueError for
+    configs of several shapes.
+    """
+    shapes = {repr(study.shape(config)) for config in configs}
+    if len(shapes) > 1:
+        raise ValueError(f"a pack of {study.name} needs configs of one shape, got {', '.join(sorted(shapes))}")
+    pack = PackRun(study, configs, run, commit)
+    try:
+        study.train(configs, pack)
+        if pack.alive and not run.should_stop():
+            lanes = ", ".join(map(str, sorted(pack.alive)))
+            raise RuntimeError(f"{study.name} returned before lanes {lanes} ended; report each last with full=True")
+    except Stopped:
+        raise
+    except Exception:
+        if len(configs) == 1:
+            pack.end(0, 0, "failed", traceback.format_exc())
+            return
+        for lane in sorted(pack.alive):
+            train_pack(study, [configs[lane]], run, commit=lambda _, stage, lane=lane: commit(lane, stage))  # type: ignore[misc]
+        return
+    if pack.alive:
+        raise Stopped(f"stopped with {len(pack.alive)} of {len(configs)} lanes training")

@@ -1,0 +1,160 @@
+"""The one training walk: branches of a stage tree, each trained once, and a single config from start to end."""
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from math import isfinite
+from typing import Any
+
+import torch
+
+from trainables.pack import train_pack
+from trainables.study import (
+    AnyStudy,
+    Branch,
+    Cost,
+    Diverged,
+    FusedStudy,
+    LocalRun,
+    Point,
+    Row,
+    Run,
+    Span,
+    Stage,
+    StagedStudy,
+    State,
+    Stopped,
+    Tensors,
+    alone,
+)
+
+ON_DEVICE_BYTES = 2 * 2**30
+
+
+def clone(tensors: Tensors) -> Tensors:
+    """A copy that training does not change: on the same device while small, in CPU memory above ON_DEVICE_BYTES."""
+    size = sum(value.numel() * value.element_size() for value in tensors.values())
+    return {
+        name: value.detach().cpu().clone() if size > ON_DEVICE_BYTES else value.detach().clone()
+        for name, value in tensors.items()
+    }
+
+
+def walk(
+    study: StagedStudy,
+    root: Any,
+    branches: Sequence[Branch],
+    run: Run,
+    *,
+    commit: Callable[[Stage], None],
+    tensors: Tensors | None = None,
+    state: State | None = None,
+) -> None:
+    """Train a forest of branches that start from one state: `state`, by default at step 0, with `tensors` loaded.
+
+    Each stage is handed to `commit` when it ends. Small branches go first, so that at most one copy of the state per
+    depth is alive. A diverged stage, or one that raises, ends its branch; the others go on. Raises Stopped when the
+    run is asked to stop.
+    """
+    state = study.start(root, run) if state is None else state
+    if tensors is not None:
+        state.load_tensors(tensors)
+    waiting: list[tuple[Branch, Tensors | None]] = []
+
+    def push(children: Sequence[Branch], fork: Tensors | None) -> None:
+        largest_first = sorted(children, key=lambda child: child.total_steps, reverse=True)
+        waiting.extend((child, fork) for child in largest_first)
+
+    push(branches, clone(state.tensors()) if len(branches) > 1 else None)
+    while waiting:
+        branch, fork = waiting.pop()
+        stage = Stage(branch, [], None, Cost(), 0)
+        try:
+            if fork is not None:
+                state.load_tensors(fork)
+            _train_stage(study, stage, state, run)
+            fork = _cloned(stage, state)
+        except Stopped:
+            raise
+        except Exception:
+            stage.status, stage.error = "failed", traceback.format_exc()
+        if stage.status == "complete":
+            push(branch.children, fork if len(branch.children) > 1 else None)
+            stage.tensors = fork if branch.keep else None
+        commit(stage)
+
+
+def _cloned(stage: Stage, state: State) -> Tensors | None:
+    """The state at the end of a finished stage, where it is kept or forked."""
+    if stage.status != "complete" or not (stage.branch.keep or len(stage.branch.children) > 1):
+        return None
+    began = time.perf_counter()
+    tensors = clone(state.tensors())
+    stage.cost.checkpoint_seconds += time.perf_counter() - began
+    return tensors
+
+
+def _train_stage(study: StagedStudy, stage: Stage, state: State, run: Run) -> None:
+    branch = stage.branch
+    points = {point.step: point for point in branch.points}
+    for placed in branch.placed:
+        step, stop = max(placed.start, branch.start), min(placed.stop, branch.stop)
+        while step < stop:
+            if run.should_stop():
+                raise Stopped(f"stopped at step {step}")
+            span = Span(step, min([stop, *(cut for cut in points if cut > step)]))
+            began = time.perf_counter()
+            study.advance(state, placed, span, run)
+            _wait_for(run.device)
+            trained = time.perf_counter()
+            stage.cost.train_seconds += trained - began
+            step = span.stop
+            stage.executed_steps = step - branch.start
+            if step in points:
+                row = _measure(study, state, run, points[step], placed.at(step - 1))
+                stage.rows.append(row)
+                stage.cost.evaluation_seconds += time.perf_counter() - trained
+                if not all(isfinite(value) for value in row.metrics.values()):
+                    stage.status, stage.error = "diverged", str(Diverged(step, row.metrics))
+                    return
+
+
+def _measure(study: StagedStudy, state: State, run: Run, point: Point, knobs: dict[str, float]) -> Row:
+    metrics: dict[str, float] = {}
+    arrays: dict[str, list[float]] = {}
+    for name, value in study.measure(state, run, point.full).items():
+        if isinstance(value, Sequence):
+            arrays[name] = [float(item) for item in value]
+        else:
+            metrics[name] = float(value)
+    run.report(key=point.key, step=point.step, full=point.full, **metrics)
+    return Row(point.key, point.step, point.full, metrics, arrays, knobs)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def train(study: AnyStudy, config: Any, run: Run | None = None, *, keep: bool = False) -> Stage:
+    """Train one config from step 0 to its end, without a store and without Ray; a fused study's as a pack of one.
+
+    Raises Diverged, with the step, when a measured loss is no longer finite, and RuntimeError with the study's own
+    traceback when it raises.
+
+    >>> from trainables.toys import QUADRATIC
+    >>> train(QUADRATIC, QUADRATIC.tiny).rows[-1].step
+    20
+    """
+    stages: list[Stage] = []
+    if isinstance(study, FusedStudy):
+        train_pack(study, [config], run or LocalRun(), commit=lambda lane, stage: stages.append(stage))
+    elif isinstance(study, StagedStudy):
+        root, branch = alone(study, config, keep=keep)
+        walk(study, root, [branch], run or LocalRun(), commit=stages.append)
+    stage = stages[0]
+    if stage.status == "diverged":
+        raise Diverged(stage.rows[-1].step, stage.rows[-1].metrics)
+    if stage.status == "failed":
+        raise RuntimeError(f"{study.name} failed on {config}:\n{stage.error}")
+    return stage
