@@ -75,13 +75,15 @@ class Evidence:
 
     records: Records
     frame: pd.DataFrame  # see choice.trial_frame
-    choices: Mapping[tuple[str, int], Choice]  # by method and budget
+    choices: Mapping[tuple[str, int], Choice]  # by method and budget; empty where there are several regimes
     seeds: str  # "fresh" | "any"
 
     @classmethod
     def of(cls, records: Records) -> Evidence:
         """Evidence of all trials; freshness is judged before any filter."""
-        choices = {(str(c.group[0]), c.budget): c for c in choose(records, "method")} if len(records) else {}
+        choices = {}
+        if len(records.regimes()) == 1 and "config.method" in records.trials.column_names:
+            choices = {(str(c.group[0]), c.budget): c for c in choose(records, "method")}
         frame = trial_frame(records).drop(columns=["report/document_losses", "error", "name", "varying"])
         return cls(records, frame, choices, "any")
 
@@ -118,7 +120,12 @@ class Decision:
 def decide(
     claims: Sequence[Claim], records: Records, statistics: Mapping[str, Statistic] | None = None
 ) -> list[Decision]:
-    """Decide `claims` on `records`, which must hold one regime; all claims given are corrected together."""
+    """Decide `claims` on `records`; all claims given are corrected together.
+
+    Without statistics of one's own (the schedules of `analysis.wsd_claims`) the records must hold one regime. Those of
+    a `Reading` tell its problems apart themselves.
+    """
+    regime = _regimes(records) if statistics is not None else _regime(records)
     if statistics is None:
         from analysis.wsd_claims import STATISTICS
 
@@ -126,7 +133,6 @@ def decide(
     unknown = sorted({c.statistic for c in claims} - set(statistics))
     if unknown:
         raise RecordsError(f"no statistic {', '.join(unknown)}; there are {', '.join(statistics)}")
-    regime = _regime(records)
     every = Evidence.of(records)
     evidence = {seeds: replace(every, seeds=seeds) for seeds in ("fresh", "any")}
     observed = [_observe(claim, evidence[claim.seeds], statistics) for claim in claims]
@@ -201,14 +207,20 @@ def decisions_table(decisions: Sequence[Decision], format: str = "text") -> str:
     mark = {"latex": "% ", "markdown": "- "}.get(format, "")
     if decisions:
         r = decisions[0].regime
-        ratio = "unknown" if r["tokens_per_parameter"] is None else f"{r['tokens_per_parameter']:.3g}"
-        lines.append(
-            f"{mark}scale {r['scale']}: {r['parameters'] or 'unknown'} parameters, up to {r['tokens']} tokens, "
-            f"{ratio} tokens per parameter"
-        )
+        lines.append(f"{mark}scale {r['scale']}: {_problem(r)}")
     for d in decisions:
         lines.append(f"{mark}{d.claim.id}: {d.claim.text} ({d.claim.source})" + (f" -- {d.why}" if d.why else ""))
     return "\n".join(lines)
+
+
+def _problem(regime: Mapping[str, Any]) -> str:
+    if "problems" in regime:
+        return f"{regime['problems']} problems that differ in size or data"
+    ratio = regime["tokens_per_parameter"]
+    return (
+        f"{regime['parameters'] or 'unknown'} parameters, up to {regime['tokens']} tokens, "
+        f"{'unknown' if ratio is None else f'{ratio:.3g}'} tokens per parameter"
+    )
 
 
 @dataclass(frozen=True)
@@ -251,6 +263,17 @@ def _judge(claim: Claim, seen: Observation) -> tuple[_Test, str]:
     if seen.edges:
         return test, "an optimum lies at the edge of its space: " + "; ".join(seen.edges)
     return test, ""
+
+
+def _regimes(records: Records) -> dict[str, Any]:
+    """One regime in words as `_regime` gives it; of several, what they have in common."""
+    regimes = records.regimes()
+    if len(regimes) == 1:
+        return _regime(records)
+    common = {key: value for key, value in (regimes or ({},))[0].items() if len({one[key] for one in regimes}) == 1}
+    scale = ", ".join(sorted(set(records.to_pandas()["scale"].dropna()))) or "unknown"
+    lacking = dict.fromkeys(("parameters", "tokens", "tokens_per_parameter"))
+    return {**lacking, **common, "scale": scale, "problems": len(regimes)}
 
 
 def _regime(records: Records) -> dict[str, Any]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+import pandas as pd
+
 Rows = Sequence[Sequence[str]]
 _ESCAPES = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"})
 
@@ -33,6 +36,18 @@ def latex(header: Sequence[str], rows: Rows) -> str:
 
 
 FORMATS: dict[str, Callable[[Sequence[str], Rows], str]] = {"text": text, "markdown": markdown, "latex": latex}
+
+
+def of_frame(frame: pd.DataFrame, format: str = "text") -> str:
+    """A data frame without its index; floats with four significant digits, what is missing blank."""
+
+    def cell(value: object) -> str:
+        if isinstance(value, float):
+            return "" if np.isnan(value) else f"{value:.4g}"
+        return "" if value is None else str(value)
+
+    rows = [[cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+    return render([str(name) for name in frame.columns], rows, format)
 
 
 def render(header: Sequence[str], rows: Rows, format: str) -> str:

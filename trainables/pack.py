@@ -10,6 +10,7 @@ from typing import Any
 from trainables.study import (
     Branch,
     Cost,
+    DiskFailed,
     Diverged,
     FusedStudy,
     Row,
@@ -47,8 +48,9 @@ class PackRun:
         arrays = {name: [float(one) for one in value] for name, value in metrics.items() if isinstance(value, Sequence)}
         branch: Branch = self.branches[lane]
         root_key = self.study.root_key(self.roots[lane])
-        key = branch.key if full else state_key(root_key, branch.placed, step)
         finite = all(isfinite(value) for value in numbers.values())
+        ends = full or not finite
+        key = branch.key if ends else state_key(root_key, branch.placed, step)
         self.rows[lane].append(Row(key, step, full, numbers, arrays, {}))
         self.run.report(lane=lane, key=key, step=step, full=full, **numbers)
         if not finite:
@@ -92,7 +94,7 @@ def train_pack(study: FusedStudy, configs: Sequence[Any], run: Run, *, commit: C
         if pack.alive and not run.should_stop():
             lanes = ", ".join(map(str, sorted(pack.alive)))
             raise RuntimeError(f"{study.name} returned before lanes {lanes} ended; report each last with full=True")
-    except Stopped:
+    except (Stopped, DiskFailed):
         raise
     except Exception:
         if len(configs) == 1:

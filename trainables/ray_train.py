@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from trainables.common.process import reset_process
-from trainables.study import AnyStudy, Diverged
+from trainables.study import AnyStudy, Diverged, FusedStudy
 from trainables.walk import train
 
 Parallel = Literal["ddp", "fsdp"]
@@ -169,6 +169,8 @@ def together(study: AnyStudy, run: WorkerGroupRun) -> AnyStudy:
 
         return call
 
+    if isinstance(study, FusedStudy):
+        return study  # lanes are not split among workers
     return replace(study, start=met(study.start), advance=met(study.advance), measure=met(study.measure))
 
 
@@ -224,6 +226,8 @@ def torch_trainer(
     """
     if not isinstance(config, study.config):
         raise TypeError(f"{study.name} needs a {study.config.__qualname__}, got {type(config).__name__}")
+    if isinstance(study, FusedStudy) and workers > 1:
+        raise ValueError(f"a lane of {study.name} trains on one worker, got workers={workers}; take workers=1")
 
     def loop(run: WorkerGroupRun) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
@@ -289,7 +293,7 @@ def result(study: AnyStudy, units: Mapping[str, float], row: Mapping[str, Any]) 
     `diverged` is set when a metric is not finite, and the metrics that trials are judged by then count as the worst
     there is: Tune's OptunaSearch leaves a trial that ends in NaN open for ever, and ASHA never stops it.
     """
-    metrics = {name: value for name, value in row.items() if name not in ("key", "step", "full")}
+    metrics = {name: value for name, value in row.items() if name not in ("lane", "key", "step", "full")}
     diverged = not all(isfinite(value) for value in metrics.values())
     for name, goal in (study.select, study.report):
         if not isfinite(metrics.get(name, 0.0)):

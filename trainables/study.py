@@ -84,6 +84,10 @@ class Diverged(Exception):
         self.step = step
 
 
+class DiskFailed(OSError):
+    """What is trained cannot be written; it is not the study's fault, so no lane or branch counts as failed."""
+
+
 class Stopped(Exception):
     """The run was asked to stop (Ctrl-C, a time limit). What was committed stays."""
 
@@ -229,6 +233,8 @@ class FusedStudy(Study):
     steps: config -> training steps of its whole run, by default the budget. A lane may end earlier (solved).
     probe: config -> a config of the same shape that takes a fraction of a second, to measure which pack pays; by
     default the same with a budget of PROBE_STEPS.
+    family_steps: configs of one family, budgets increasing -> steps that training all of them takes where a method's
+    path passes through its earlier budgets; by default the sum of their steps.
     agreement: relative tolerance within which a lane alone and in a pack agree in every metric.
     """
 
@@ -236,10 +242,14 @@ class FusedStudy(Study):
     train: Callable[[Sequence[Any], LaneRun], None]
     count_steps: Callable[[Any], int] | None = None
     probe: Callable[[Any], Any] | None = None
+    family_steps: Callable[[Sequence[Any]], int] | None = None
     agreement: float = 1e-4
 
     def steps(self, config: Any) -> int:
         return int(getattr(config, self.budget)) if self.count_steps is None else self.count_steps(config)
+
+    def family_cost(self, configs: Sequence[Any]) -> int:
+        return sum(map(self.steps, configs)) if self.family_steps is None else self.family_steps(configs)
 
     def short(self, config: Any) -> Any:
         """The config that stands for this one when the speed of packs is measured."""

@@ -1,14 +1,18 @@
 """The stage tree, drawn: as text for the plan, and as a figure."""
 
+from collections import Counter
 from collections.abc import Mapping
+from math import ceil, inf
 from pathlib import Path
 
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from rich.text import Text
 from rich.tree import Tree as Drawing
 
-from sweeps.engine.plan import Node, Plan, Tree
+from sweeps.engine.jobs import lane_shares
+from sweeps.engine.plan import Node, Plan, Tree, items
 from trainables.common.timeline import Ramp
 
 STRETCHES = {"rise": "#9aa5b1", "stable": "#1b4965", "fall": "#e07a5f"}
@@ -64,6 +68,18 @@ def as_text(plan: Plan, names: Mapping[str, str], stages: int = SHOWN_STAGES) ->
     hidden = sum(1 for _ in tree.nodes()) - stages
     if hidden > 0:
         drawing.add(f"[dim]and {hidden} more stages[/dim]")
+    return drawing
+
+
+def as_shapes(plan: Plan, slots: int) -> Drawing:
+    """The trials of a fused study by shape: how many lanes of how many steps, in how many jobs."""
+    waiting = [item for tree in plan.trees for item in items(tree, inf)]
+    shares, lanes = lane_shares(waiting, slots), Counter(item.shape for item in waiting)
+    drawing = Drawing(f"[bold]{len(plan.trees):,} lanes[/bold], {len(waiting):,} to train, of {len(lanes)} shapes")
+    for item in {item.shape: item for item in waiting}.values():
+        count, jobs = lanes[item.shape], ceil(lanes[item.shape] / shares[item.shape])
+        words = f"{count:,} lanes of {item.steps:,} steps in {jobs} job{'' if jobs == 1 else 's'}"
+        drawing.add(Text(f"{words}: shape {item.shape[1]}"))
     return drawing
 
 

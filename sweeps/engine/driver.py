@@ -12,7 +12,7 @@ from sweeps.engine.jobs import Queue
 from sweeps.engine.plan import Item, Known, Plan, Trial, plan, worth_keeping
 from sweeps.engine.store import Commit, DamagedStore, Index, Store
 from sweeps.engine.worker import Job, Told
-from trainables.study import Row
+from trainables.study import FusedStudy, Row
 
 
 @dataclass(eq=False)
@@ -34,6 +34,7 @@ class Entry:
     status: str = "pending"
     error: str | None = None
     rows: list[Row] = field(default_factory=list)
+    commit: Commit | None = None  # of a fused trial, whose one stage it is
 
     @property
     def result(self) -> Row | None:
@@ -221,9 +222,9 @@ class Driver:
         new = plan(pending, self._promised(), self.checkpoint_every, self.keep)
         self.queue.offer(new)
         self._stale = False
-        lost = {node.key: node.lost for tree in new.trees for node in tree.nodes() if node.lost}
+        lost = lost_ends(new)
         for entry in self.entries:
-            reason = next((lost[n] for n in _node_keys(new, entry.trial) if n in lost), None) if lost else None
+            reason = lost.get(entry.trial.key)
             if entry.status == "pending" and reason is not None:
                 entry.status = "diverged" if reason == "diverged" else "failed"
                 entry.error, entry.rows = reason, measured_rows(entry.trial, self.index)
@@ -254,6 +255,8 @@ class Driver:
 
         Ends of stable stretches and what is to be kept stay, and so does what is not on this sweep's trees.
         """
+        if self.entries and isinstance(self.entries[0].trial.study, FusedStudy):
+            return
         working = [item for job in self.queue.running.values() for item, _ in job.items]
         needed = {item.start_key for item in (*self.queue.waiting, *working)} | set(self.keep)
         if self._stale:
@@ -266,18 +269,25 @@ class Driver:
                     self.store.drop_state(states.pop(node.key))
 
 
-def _node_keys(new: Plan, trial: Trial) -> list[str]:
-    return [
-        node.key
-        for tree in new.trees
-        if tree.root_key == trial.root_key
-        for node in tree.nodes()
-        if trial in node.trials
-    ]
+def lost_ends(new: Plan) -> dict[str, str]:
+    """Keys of the trials that lead through a lost stage -> why it is lost: the first on their way."""
+    reasons: dict[str, str] = {}
+    for tree in new.trees:
+        for node in tree.nodes():
+            if node.lost:
+                for trial in node.trials:
+                    reasons.setdefault(trial.key, node.lost)
+    return reasons
 
 
 def measured_rows(trial: Trial, index: Index) -> list[Row]:
-    """A trial's own measurements so far, in order; light ones without what only a full one would carry."""
+    """A trial's own measurements so far, in order; light ones without what only a full one would carry.
+
+    A fused trial's are all that its lane reported, once it has ended.
+    """
+    if isinstance(trial.study, FusedStudy):
+        way = index.ways.get(trial.root_key, {}) if trial.key in index.rows else {}
+        return sorted((index.rows[key] for key in way), key=lambda row: (row.step, row.full))
     rows = []
     for point in trial.points:
         row = index.rows.get(point.key)
@@ -298,8 +308,9 @@ def settle(entry: Entry, index: Index) -> None:
     if bad is not None:
         entry.status, entry.error = "diverged", f"a measured loss is not finite at step {rows[bad].step}"
         rows = rows[: bad + 1]
-    elif len(rows) == len(entry.trial.points):
+    elif entry.trial.key in index.rows and len(rows) >= len(entry.trial.points):
         entry.status, entry.error = "complete", None
     elif failed is not None:
         entry.status, entry.error = "failed", failed
     entry.rows = rows
+    entry.commit = index.ways.get(entry.trial.root_key, {}).get(entry.trial.key)

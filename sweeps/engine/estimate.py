@@ -1,7 +1,9 @@
 """What a plan will cost: jobs, seconds, disk. Pure."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from statistics import median
 from typing import Any
 
@@ -10,6 +12,7 @@ from sweeps.engine.plan import Item, Plan, worth_keeping
 from sweeps.engine.store import Index
 
 ASSUMED_FLOPS_PER_SECOND = {"cpu": 25e9, "gpu": 150e12}  # per slot, until something was measured here
+ASSUMED_FLOPS_PER_SECOND_IN_LANES = {"cpu": 2e9, "gpu": 200e9}  # the same of lanes, whose steps are small
 STATE_BYTES_PER_PARAMETER = 12  # weights and two moments, fp32
 ROW_BYTES = 4_000  # a stage's manifest and rows
 
@@ -52,22 +55,27 @@ def estimate(plan: Plan, index: Index, slots: int, device: str) -> Estimate:
         lasting = sum(not node.has_state and (node.keep or worth_keeping(node)) for node in running)
         states += lasting * STATE_BYTES_PER_PARAMETER * units.get("parameters", 0)
     speed = measured_speed(plan, index)
+    fused = any(item.shape is not None for item in queue.waiting)
+    assumed = ASSUMED_FLOPS_PER_SECOND_IN_LANES if fused else ASSUMED_FLOPS_PER_SECOND
     return Estimate(
         trials=plan.trials,
-        jobs=count_jobs(queue.waiting, queue.longest),
+        jobs=count_lane_jobs(queue) if fused else count_jobs(queue.waiting, queue.longest),
         stages=plan.stages,
         steps_alone=plan.steps_alone,
         steps_shared=plan.steps_shared,
         steps_to_run=plan.steps_to_run,
         steps_retrained=plan.steps_retrained,
-        seconds=work / (speed or ASSUMED_FLOPS_PER_SECOND[device]) / slots,
+        seconds=work / (speed or assumed[device]) / slots,
         measured=speed is not None,
         disk_bytes=states + ROW_BYTES * plan.stages,
     )
 
 
 def measured_speed(plan: Plan, index: Index) -> float | None:
-    """Median FLOP/s of training over the store's stages of these roots; None when there are none."""
+    """Median FLOP/s of training over the store's stages of these roots; None when there are none.
+
+    Lanes all have roots of their own: theirs are those that the plan does not run again.
+    """
     flops = {tree.root_key: tree.study.units(tree.root).get("flops", 0.0) for tree in plan.trees}
     speeds = [
         flops[commit.root_key] * commit.executed_steps / commit.train_seconds
@@ -75,6 +83,12 @@ def measured_speed(plan: Plan, index: Index) -> float | None:
         if flops.get(commit.root_key) and commit.train_seconds > 0 and commit.executed_steps > 0
     ]
     return median(speeds) if speeds else None
+
+
+def count_lane_jobs(queue: Queue) -> int:
+    """Jobs of a fused study's lanes: the shares of each shape."""
+    lanes = Counter(item.shape for item in queue.waiting)
+    return sum(ceil(count / queue.shares[shape]) for shape, count in lanes.items())
 
 
 def count_jobs(items: Sequence[Item], longest: float) -> int:

@@ -33,7 +33,7 @@ from sweeps.engine.tuning import CellTuning
 from sweeps.engine.watching import MirrorWatcher, ProgressWatcher, name_of
 from sweeps.engine.words import Refused, Words, default_slots, help_text, make_spec
 from sweeps.engine.worker import Place, device_name
-from trainables.study import AnyStudy, Stopped
+from trainables.study import AnyStudy, FusedStudy, Stopped
 
 Show = Callable[[Records, Spec, Console], None]
 
@@ -104,7 +104,8 @@ def launch(question: Question, spec: Spec, words: Words, console: Console) -> Re
         console.print(Text.assemble(("damaged, counts as never written: ", "yellow"), damaged), soft_wrap=True)
     if words.plan_only:
         names = {entry.trial.key: name_of(spec, entry) for entry in driver.entries}
-        console.print(drawing.as_text(plan, names))
+        fused = isinstance(spec.study, FusedStudy)
+        console.print(drawing.as_shapes(plan, slots) if fused else drawing.as_text(plan, names))
         return None
     check_resources(words)
     store = Store(spec.results)
@@ -244,7 +245,9 @@ def run(
     every = words.resources.checkpoint_every
     driver = Driver(store, tuning, slots=progress.slots, checkpoint_every=every, watchers=watchers)
     recorder.entries = driver.entries  # the list that grows
-    place = Place(str(spec.results.resolve()), str(spec.folder.resolve() / "stop"), (os.getcwd(), *sys.path[:1]))
+    paths = (os.getcwd(), *sys.path[:1])
+    stop_file = str(spec.folder.resolve() / "stop")
+    place = Place(str(spec.results.resolve()), stop_file, paths, pack=words.resources.pack)
     try:
         with Display(progress, console), interruptible(place):
             tuning.fill(driver.index)
@@ -255,7 +258,8 @@ def run(
         tuning.close()
         driver.refresh()
         recorder.tables(driver.index).write(spec.folder)
-        drawing.save(drawing.as_figure(plan), spec.folder / "figures" / "stage_tree")
+        if not isinstance(spec.study, FusedStudy):
+            drawing.save(drawing.as_figure(plan), spec.folder / "figures" / "stage_tree")
     console.print(Text(where_the_time_went(progress)), soft_wrap=True)
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from trainables.common.timeline import Placed, place, total_steps
-from trainables.study import AnyStudy, Branch, Point, state_key
+from trainables.study import AnyStudy, Branch, FusedStudy, Point, state_key
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,11 @@ class Item:
     branch: Branch
     steps: int
 
+    @cached_property
+    def shape(self) -> Any:
+        """What may be trained in one pack with it; None for a part of a tree, which is walked."""
+        return (self.study.name, self.study.shape(self.root)) if isinstance(self.study, FusedStudy) else None
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -189,10 +194,12 @@ def plan(
         unique = list(members.values())
         cuts = set(known.kept(root_key).items())
         cuts |= {(point.key, point.step) for trial in unique for point in trial.points if point.key in keep | wanted}
-        tops = _grow(unique, cuts, checkpoint_every)
+        fused = isinstance(unique[0].study, FusedStudy)  # its one stage is never cut and leaves no state
+        tops = _grow(unique, set() if fused else cuts, None if fused else checkpoint_every)
         tree = Tree(unique[0].study, unique[0].root, root_key, unique, tops)
+        worth = keep | wanted
         for node in tree.nodes():
-            node.keep, node.wanted = node.key in keep | wanted, node.key in wanted
+            node.keep, node.wanted = not fused and node.key in worth, not fused and node.key in wanted
         _mark(tree, known)
         trees.append(tree)
     return Plan(trees)

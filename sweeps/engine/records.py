@@ -24,7 +24,7 @@ from sweeps.engine.plan import Trial, make_trial, marginal_steps, plan
 from sweeps.engine.spec import Spec
 from sweeps.engine.store import Index
 from sweeps.engine.tuning import configs_of
-from trainables.study import state_key
+from trainables.study import FusedStudy, state_key
 
 PACKAGES = ("ray", "torch", "optuna", "mlflow", "numpy", "pyarrow")
 
@@ -88,6 +88,8 @@ class Recorder:
         for kind, steps in (("nominal", trial.steps), ("family", family), ("marginal", marginal)):
             costs |= {f"steps_{kind}": steps, f"tokens_{kind}": int(steps * tokens), f"flops_{kind}": steps * flops}
         result = entry.result
+        fused = entry.commit if isinstance(study, FusedStudy) else None
+        seconds, lanes = (None, None) if fused is None else (fused.train_seconds, fused.lanes)
         return {
             "sweep": self.spec.sweep,
             "study": study.name,
@@ -109,9 +111,12 @@ class Recorder:
             "budget_tokens": int(budget * tokens),
             "tokens_per_step": int(tokens),
             **{metric.name: None for metric in (study.select, study.report)},
+            "steps_run": result.step if result else None,
             **(result.metrics | result.arrays if result else {}),
             **costs,
-            "device_seconds_alone": None,
+            "device_seconds_alone": seconds if lanes == 1 else None,
+            "device_seconds_attributed": seconds,
+            "lanes": lanes,
             "data_sha": getattr(trial.root, "corpus_sha", ""),
             "git_commit": git_commit(),
             "torch_version": version("torch"),
@@ -132,7 +137,7 @@ class Recorder:
                 **row.knobs,
                 "phase_of_schedule": _stretch(entry.trial, row.step),
                 "key": row.key,
-                "shared": self._passes[row.key] > 1,
+                "shared": self._passes.get(row.key, 1) > 1,
                 "full": row.full,
                 **row.metrics,
             }
@@ -162,9 +167,14 @@ def canonical_marginals(spec: Spec, trials: Iterable[Trial]) -> dict[str, int]:
 
 def family_steps(spec: Spec, entry: Entry) -> int:
     """Steps that the trial's method trains to have a checkpoint at every budget of the sweep up to its own."""
+    if len(spec.budgets) == 1:
+        return entry.trial.steps
     own = getattr(entry.trial.config, spec.study.budget)
     configs = configs_of(spec, entry.values, entry.trial.config.seed)
-    family = [make_trial(spec.study, config) for config in configs if getattr(config, spec.study.budget) <= own]
+    configs = [config for config in configs if getattr(config, spec.study.budget) <= own]
+    if isinstance(spec.study, FusedStudy):
+        return spec.study.family_cost(configs)
+    family = [make_trial(spec.study, config) for config in configs]
     return sum(marginal_steps(family))
 
 

@@ -37,6 +37,8 @@ def find_trial(results: Path, trial: str) -> tuple[StagedStudy, Any, dict[str, A
         raise NoSuchTrial(f"{trial!r} names {len(found)} trials; give more of the id: {names}")
     row = next(iter(found.values()))
     study = STUDIES[row["study"]]
+    if not isinstance(study, StagedStudy):
+        raise NoSuchTrial(f"{study.name} trains lanes in packs and keeps no states; only its rows are there")
     return study, config_from(study, json.loads(row["config"])), row
 
 

@@ -3,6 +3,7 @@
     store/stages/<key[:2]>/<key>-<start>-<token>.json   one manifest per executed stage, written last
     store/rows/<sha256>.json                            its measurements
     store/states/<sha256>.safetensors                   the state at its end, where it is kept
+    store/packs/<study>-<hash>.json                     how many lanes of a shape train together on a device
 
 Files are named by their content and moved into place whole; a manifest carries the checksums of what it names and of
 itself. What does not match is reported and counts as never having been written. Nothing is executed from a file:
@@ -58,16 +59,21 @@ class Commit:
     job: str
     started_at: str
     lost_keys: tuple[str, ...]
+    lanes: int = 1  # that trained together; its seconds are attributed unless it trained alone
 
 
 @dataclass
 class Index:
-    """What a store holds, in memory: rows and failures by state key, kept states by root, all commits."""
+    """What a store holds, in memory: rows and failures by state key, kept states and ways by root, all commits.
+
+    `ways`: root -> the keys of all rows on it, which for a fused trial are its curve.
+    """
 
     rows: dict[str, Row] = field(default_factory=dict)
     states: dict[str, dict[str, Commit]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
+    ways: dict[str, dict[str, Commit]] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
 
     def add(self, commit: Commit, rows: list[Row]) -> None:
@@ -77,6 +83,7 @@ class Index:
         for row in rows:
             if row.key not in self.rows or row.full:
                 self.rows[row.key] = row
+            self.ways.setdefault(commit.root_key, {})[row.key] = commit
         if commit.state_file is not None:
             self.states.setdefault(commit.root_key, {})[commit.key] = commit
 
@@ -100,6 +107,7 @@ class Store:
     def __init__(self, results: str | Path):
         self.folder = Path(results) / "store"
         self.stages, self.rows, self.states = (self.folder / name for name in ("stages", "rows", "states"))
+        self.packs = self.folder / "packs"
 
     def prepare(self) -> None:
         """Make the folders and prove that a file can be written there."""
@@ -114,7 +122,16 @@ class Store:
             ) from error
 
     def commit(
-        self, study: str, root_key: str, stage: Stage, *, job: str, device: str, started_at: str, startup: float = 0.0
+        self,
+        study: str,
+        root_key: str,
+        stage: Stage,
+        *,
+        job: str,
+        device: str,
+        started_at: str,
+        startup: float = 0.0,
+        lanes: int = 1,
     ) -> Commit:
         """Write a finished stage: rows and state first, the manifest last. Returns it as read back by `scan`."""
         rows_file = self._put_json(self.rows, [row._asdict() for row in stage.rows])
@@ -145,6 +162,7 @@ class Store:
             job=job,
             started_at=started_at,
             lost_keys=lost,
+            lanes=lanes,
         )
         content = json.dumps({"format": FORMAT, **asdict(commit)}, sort_keys=True)
         sealed = json.dumps({"sha256": _sha(content.encode()), "content": content})

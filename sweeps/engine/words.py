@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,22 @@ from search_spaces import Space, SpaceError, load, parse, resolve
 from search_spaces.fields import close_matches, field_comments, field_types, fit
 from search_spaces.files import ResolvedSpace, SpaceFile
 from sweeps.engine.spec import Search, Spec, seeds
-from trainables.study import AnyStudy
+from trainables.study import AnyStudy, FusedStudy
 
 CONF = Path(__file__).parent.parent / "conf"
 
 
 @dataclass
 class Resources:
-    """What one job gets: GPUs for each of its workers, whether these keep the whole model (ddp) or shard it (fsdp), and
-    steps between the checkpoints of a long stage."""
+    """What one job gets: GPUs for each of its workers, whether these keep the whole model (ddp) or shard it (fsdp),
+    steps between the checkpoints of a long stage, and the lanes of a fused study that train together (null: as many as
+    a short measurement says; 1: each alone, which gives device seconds of its own)."""
 
     gpus: float = 0
     workers: int = 1
     parallel: Any = "ddp"
     checkpoint_every: int | None = None
+    pack: int | None = None
 
 
 @dataclass
@@ -82,6 +85,7 @@ ABOUT = {
     "results": "folder of the store, tables, journals, figures and MLflow's database",
     "tracking": "an MLflow server's address; default: the database in the results folder; none: no mirror",
     "plan_only": "print the plan and stop",
+    "resources.pack": "lanes of a fused study that train together; default: measured; 1: each alone",
 }
 
 
@@ -268,6 +272,13 @@ def _check(study: AnyStudy, words: Words, search: Search, budgets: Sequence[int]
         )
     if words.resources.parallel not in ("ddp", "fsdp"):
         raise Refused(f"resources.parallel is ddp or fsdp, got {words.resources.parallel!r}")
+    if words.resources.pack is not None and words.resources.pack < 1:
+        raise Refused(f"a pack has at least one lane, got resources.pack={words.resources.pack}")
+    if isinstance(study, FusedStudy) and words.resources.workers > 1:
+        raise Refused(
+            f"the lanes of {study.name} train on one worker, got resources.workers={words.resources.workers}; "
+            "several GPUs take several jobs: set resources.workers=1"
+        )
     if words.slots is not None and words.slots < 1:
         raise Refused(f"slots must be at least 1, got {words.slots}")
 
@@ -289,7 +300,7 @@ def help_text(study: AnyStudy, name: str, question: str) -> str:
     space = parse(words.space, fields=field_types(study.config), conditions=study.conditions, cells=base.cells)
     defaults = Words()
     lines = [question.strip(), "", f"python sweeps/{name}.py [WORD=VALUE ...]", "", "Words"]
-    lines += [f"  {word:<14} {getattr(defaults, word)!s:<9} {about}" for word, about in ABOUT.items()]
+    lines += [f"  {word:<14} {attrgetter(word)(defaults)!s:<9} {about}" for word, about in ABOUT.items()]
     lines += [
         "  space.AXIS                pin (=3e-3), enumerate (=[1e-3,3e-3]) or change an axis (.high=0.03, .points=5)",
         "  +space.AXIS               a new axis: a value, a list, or {low:..., high:..., log:true, points:4}",

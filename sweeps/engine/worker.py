@@ -10,11 +10,15 @@ from pathlib import Path
 
 import torch
 
+from sweeps.engine.packs import pack_size
 from sweeps.engine.plan import Item
 from sweeps.engine.store import Commit, DamagedStore, Store
 from trainables.common.process import reset_process
-from trainables.study import Cost, Run, Stage
+from trainables.pack import train_pack
+from trainables.study import Cost, DiskFailed, FusedStudy, Run, Stage, StagedStudy
 from trainables.walk import walk
+
+TELL_SECONDS = 1.0  # between two words about the lanes of a pack
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,13 @@ class Job:
 @dataclass(frozen=True)
 class Place:
     """What a job must know of where it runs: the results folder, the file whose appearance asks it to stop, and folders
-    that hold a user's own modules."""
+    that hold a user's own modules. `pack` is the lanes that train together, None for as many as measurement says."""
 
     results: str
     stop_file: str
     paths: tuple[str, ...] = ()
     threads: int = 1
+    pack: int | None = None
 
     def stop_asked(self) -> bool:
         return Path(self.stop_file).exists()
@@ -60,6 +65,9 @@ def run_job(job: Job, place: Place, run: Run, tell: Callable[[Told], None]) -> N
     """
     sys.path.extend(path for path in place.paths if path not in sys.path)
     store = Store(place.results)
+    if isinstance(job.items[0][0].study, FusedStudy):
+        _train_packs(job, place, store, run, tell)
+        return
     for item, start in job.items:
         reset_process(threads=place.threads)
         commit = _Committer(store, job, item, run, tell)
@@ -104,8 +112,68 @@ class _Committer:
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _train_packs(job: Job, place: Place, store: Store, run: Run, tell: Callable[[Told], None]) -> None:
+    """Train a job's lanes, which are of one shape, in packs of the size that pays."""
+    reset_process(threads=place.threads)
+    began = time.perf_counter()
+    items = [item for item, _ in job.items]
+    study = items[0].study
+    assert isinstance(study, FusedStudy)
+    configs = [item.root for item in items]
+    size = place.pack or pack_size(store.packs, study, configs, run)
+    startup = time.perf_counter() - began
+    for first in range(0, len(items), size):
+        reset_process(threads=place.threads)
+        pack = items[first : first + size]
+        commit = _LaneCommitter(store, job, pack, run, tell, startup)
+        try:
+            train_pack(study, configs[first : first + size], run, commit=commit)
+        finally:
+            commit.tell_now()
+        startup = 0.0
+
+
+@dataclass
+class _LaneCommitter:
+    """Writes the stages of a pack's lanes; the first lane carries the job's start-up."""
+
+    store: Store
+    job: Job
+    items: Sequence[Item]
+    run: Run
+    tell: Callable[[Told], None]
+    startup: float
+    untold: list[str] = field(default_factory=list)
+    told_at: float = field(default_factory=time.monotonic)
+    started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def __call__(self, lane: int, stage: Stage) -> None:
+        item = self.items[lane]
+        try:
+            written = self.store.commit(
+                *(item.study.name, item.root_key, stage),
+                job=self.job.name,
+                device=device_name(self.run.device),
+                started_at=self.started_at,
+                startup=self.startup,
+                lanes=len(self.items),
+            )
+        except OSError as error:  # the disk, not the study
+            raise DiskFailed(f"cannot write to {self.store.folder.resolve()}: {error}") from error
+        self.startup = 0.0
+        self.untold.append(written.name)
+        if time.monotonic() - self.told_at > TELL_SECONDS:
+            self.tell_now()
+
+    def tell_now(self) -> None:
+        if self.untold:
+            self.tell(Told(committed=tuple(self.untold)))
+        self.untold, self.told_at = [], time.monotonic()
+
+
 def _walk(item: Item, run: Run, commit: Callable[[Stage], None], tensors: dict[str, torch.Tensor] | None) -> None:
     """Walk an item; a study that cannot even start its root fails the item's first stage."""
+    assert isinstance(item.study, StagedStudy)
     try:
         state = item.study.start(item.root, run)
     except Exception:

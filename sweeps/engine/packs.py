@@ -1,0 +1,103 @@
+"""How many lanes train together: measured once per shape where the job runs, stored, and reused.
+
+More lanes share what every step costs beside its arithmetic, until their tensors leave the cache. So the fastest size
+is found by trying a short stand-in of the pack, larger and larger as long as that pays. A pack of one is one at a time.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from trainables.pack import train_pack
+from trainables.study import FusedStudy, LocalRun, Run
+
+GROWTH = 4  # a pack is tried at 1, 4, 16 ... lanes
+NEAR_FASTEST = 1.05  # the smallest pack within 5 % of the fastest is taken
+LONGEST_TRY_SECONDS = 2.0  # a larger pack is not tried beyond this
+WORTH_MEASURING = 8  # steps to train over those of one try: with less, measuring would cost more than it saves
+
+
+@dataclass(frozen=True)
+class PackSize:
+    """The lanes that one pack takes, and the seconds per lane of a stand-in at each size that was tried."""
+
+    lanes: int
+    tried: dict[int, float]
+
+
+def pack_size(folder: Path, study: FusedStudy, configs: Sequence[Any], run: Run) -> int:
+    """Lanes per pack for configs of one shape on this device: the stored size, else measured now and stored.
+
+    `folder` holds a file per study, version, shape and device. Without one, and with little to train, all lanes go
+    together and nothing is stored.
+    """
+    file = _file(folder, study, configs[0], run.device)
+    stored = _read(file)
+    if stored is None:
+        if not worth_measuring(study, configs):
+            return len(configs)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):  # two jobs that measured at once would disturb and contradict each other
+            stored = _read(file)
+            if stored is None or (stored.lanes == max(stored.tried) < len(configs)):
+                stored = measure(study, configs, run)
+                written = file.with_suffix(".writing")
+                written.write_text(json.dumps({"lanes": stored.lanes, "tried": stored.tried}))
+                os.replace(written, file)
+    return stored.lanes
+
+
+def worth_measuring(study: FusedStudy, configs: Sequence[Any]) -> bool:
+    steps = sum(study.steps(config) for config in configs)
+    return len(configs) > 1 and steps >= WORTH_MEASURING * study.steps(study.short(configs[0]))
+
+
+def measure(study: FusedStudy, configs: Sequence[Any], run: Run) -> PackSize:
+    """Seconds per lane of a short stand-in at growing sizes; it ends where more lanes stop paying."""
+    short = [study.short(config) for config in configs]
+    _seconds(study, short[:1], run)  # first calls load libraries
+    tried: dict[int, float] = {}
+    size = 1
+    while True:
+        took = _seconds(study, short[:size], run)
+        tried[size] = took / size
+        slower = tried[size] > NEAR_FASTEST * min(tried.values())
+        if slower or took > LONGEST_TRY_SECONDS or size == len(short):
+            break
+        size = min(size * GROWTH, len(short))
+    fastest = min(tried.values())
+    return PackSize(min(lanes for lanes, each in tried.items() if each <= NEAR_FASTEST * fastest), tried)
+
+
+def _seconds(study: FusedStudy, configs: Sequence[Any], run: Run) -> float:
+    """Seconds of one pack; process time on a CPU, where neighbours would count otherwise."""
+    clock = time.perf_counter if run.device.type == "cuda" else time.process_time
+    quiet = LocalRun(device=run.device, stop=run.should_stop)
+    began = clock()
+    train_pack(study, configs, quiet, commit=lambda lane, stage: None)
+    if run.device.type == "cuda":
+        torch.cuda.synchronize(run.device)
+    return max(clock() - began, 1e-9)
+
+
+def _file(folder: Path, study: FusedStudy, config: Any, device: torch.device) -> Path:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    content = repr((study.name, study.version, study.shape(config), name, torch.__version__))
+    return folder / f"{study.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
+
+
+def _read(file: Path) -> PackSize | None:
+    """A stored size; a damaged file counts as none."""
+    try:
+        values = json.loads(file.read_text())
+        return PackSize(int(values["lanes"]), {int(lanes): float(each) for lanes, each in values["tried"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
