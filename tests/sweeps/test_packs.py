@@ -81,8 +81,9 @@ def test_a_stopped_pack_keeps_what_had_ended_and_the_rest_is_trained_later(tmp_p
     sweep = open_sweep(spec, slots=1)
     job = sweep.driver.next_job()
     asked = iter(range(1000))
+    whole = replace(sweep.place, pack=64)  # nothing is measured first
     with pytest.raises(Stopped):
-        run_job(job, sweep.place, LocalRun(stop=lambda: next(asked) > 5), sweep.driver.heard)
+        run_job(job, whole, LocalRun(stop=lambda: next(asked) > 5), sweep.driver.heard)
     sweep.tuning.close()
     early = [entry for entry in sweep.entries if entry.status == "complete"]
     assert early and all(entry.rows[-1].step < 40 for entry in early)
