@@ -17,12 +17,15 @@ from search_spaces.fields import SpaceError, field_comments, field_types
 from sweeps.engine.plan import make_trial, plan
 from trainables import wsd
 from trainables.common.timeline import place, total_steps
+from trainables.pack import train_pack
 from trainables.registry import STUDIES
-from trainables.study import LocalRun, Span, StagedStudy, alone
-from trainables.toys import QUADRATIC
+from trainables.study import AnyStudy, FusedStudy, LocalRun, Span, StagedStudy, alone
+from trainables.toys import LANES, QUADRATIC
 from trainables.walk import train, walk
 
-ALL = {**STUDIES, QUADRATIC.name: QUADRATIC}
+ALL = {**STUDIES, QUADRATIC.name: QUADRATIC, LANES.name: LANES}
+STAGED = {name: study for name, study in ALL.items() if isinstance(study, StagedStudy)}
+FUSED = {name: study for name, study in ALL.items() if isinstance(study, FusedStudy)}
 
 # Values for fields whose other values cannot be guessed from their type.
 OTHER_VALUES = {
@@ -41,15 +44,28 @@ OTHER_VALUES = {
         "corpus": None,  # the same
         "precision": "bf16",
         "heads": 4,
-    }
+    },
+    "lanes": {"target": 0.5, "measure_every": 4},
 }
 # The method under which a schedule field is read.
-VARIANTS = {"wsd": [dict(method=method) for method in get_args(wsd.Method)], "quadratic": [{}]}
+VARIANTS = {"wsd": [dict(method=method) for method in get_args(wsd.Method)]}
+# What makes a lane of a fused study diverge.
+DIVERGING = {"lanes": dict(learning_rate=1e30)}
 
 
 @pytest.fixture(params=list(ALL))
-def study(request) -> StagedStudy:
+def study(request) -> AnyStudy:
     return ALL[request.param]
+
+
+@pytest.fixture(params=list(STAGED))
+def staged(request) -> StagedStudy:
+    return STAGED[request.param]
+
+
+@pytest.fixture(params=list(FUSED))
+def fused(request) -> FusedStudy:
+    return FUSED[request.param]
 
 
 def run(study, config):
@@ -72,7 +88,8 @@ def test_tiny_ends_in_seconds(study):
 def test_the_same_seed_gives_the_same_rows_and_another_seed_others(study):
     first, second = run(study, study.tiny), run(study, study.tiny)
     assert first[0].rows == second[0].rows and first[1] == second[1]
-    assert all(torch.equal(first[0].tensors[name], second[0].tensors[name]) for name in first[0].tensors)
+    if isinstance(study, StagedStudy):
+        assert all(torch.equal(first[0].tensors[name], second[0].tensors[name]) for name in first[0].tensors)
     other = run(study, replace(study.tiny, seed=study.tiny.seed + 1))[0]
     assert other.rows[-1].metrics[study.select.name] != first[0].rows[-1].metrics[study.select.name]
 
@@ -94,33 +111,33 @@ def generators():
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_measuring_leaves_state_and_generators_untouched(study, full):
-    root = study.root(study.tiny)
-    state = study.start(root, LocalRun())
-    placed = place(study.timeline(study.tiny))[0]
-    study.advance(state, placed, Span(0, min(3, placed.stop)), LocalRun())
+def test_measuring_leaves_state_and_generators_untouched(staged, full):
+    root = staged.root(staged.tiny)
+    state = staged.start(root, LocalRun())
+    placed = place(staged.timeline(staged.tiny))[0]
+    staged.advance(state, placed, Span(0, min(3, placed.stop)), LocalRun())
     before = {name: value.clone() for name, value in state.tensors().items()}
     random_before = generators()
-    first = study.measure(state, LocalRun(), full)
-    assert study.measure(state, LocalRun(), full) == first
+    first = staged.measure(state, LocalRun(), full)
+    assert staged.measure(state, LocalRun(), full) == first
     assert generators() == random_before
     after = state.tensors()
     assert set(after) == set(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_a_state_is_all_that_training_changes(study):
+def test_a_state_is_all_that_training_changes(staged):
     """Its tensors, put into a new state made elsewhere, give the same rows: nothing else is remembered."""
-    stage, _ = run(study, study.tiny)
-    placed = place(study.timeline(study.tiny))
-    middle = total_steps(study.timeline(study.tiny)) // 2
-    root, branch = alone(study, study.tiny)
+    stage, _ = run(staged, staged.tiny)
+    placed = place(staged.timeline(staged.tiny))
+    middle = total_steps(staged.timeline(staged.tiny)) // 2
+    root, branch = alone(staged, staged.tiny)
     first = replace(branch, stop=middle, points=tuple(p for p in branch.points if p.step <= middle), keep=True)
     rest = replace(branch, start=middle, points=tuple(p for p in branch.points if p.step > middle))
     halves = []
-    walk(study, root, [first], LocalRun(), commit=halves.append)
+    walk(staged, root, [first], LocalRun(), commit=halves.append)
     torch.manual_seed(987)
-    walk(study, root, [rest], LocalRun(), commit=halves.append, tensors=halves[0].tensors)
+    walk(staged, root, [rest], LocalRun(), commit=halves.append, tensors=halves[0].tensors)
     assert [*halves[0].rows, *halves[1].rows] == stage.rows
     assert placed[-1].stop == stage.rows[-1].step
 
@@ -142,17 +159,17 @@ def another(study, item, hint):
     raise AssertionError(f"say in OTHER_VALUES another value of {study.name}.{item.name}")
 
 
-def test_every_field_of_the_config_is_in_the_root_or_changes_the_timeline(study):
+def test_every_field_of_the_config_is_in_the_root_or_changes_the_timeline(staged):
     idle = []
-    for item in fields(study.config):
-        value = another(study, item, field_types(study.config)[item.name])
+    for item in fields(staged.config):
+        value = another(staged, item, field_types(staged.config)[item.name])
         if value is None:
             continue
         moved = False
-        for variant in VARIANTS.get(study.name, [{}]):
+        for variant in VARIANTS.get(staged.name, [{}]):
             for earlier in ({}, {"earlier_budgets": (20,)}):
                 try:
-                    base = replace(study.tiny, **{**variant, **earlier})
+                    base = replace(staged.tiny, **{**variant, **earlier})
                     changes = {item.name: value}
                     if item.name == "decay_fractions":
                         changes["decay_fraction"] = value[-1]
@@ -160,23 +177,23 @@ def test_every_field_of_the_config_is_in_the_root_or_changes_the_timeline(study)
                 except (ValueError, TypeError):
                     continue
                 try:
-                    roots = study.root_key(study.root(base)) != study.root_key(study.root(changed))
+                    roots = staged.root_key(staged.root(base)) != staged.root_key(staged.root(changed))
                 except ValueError:
                     continue
-                moved |= roots or place(study.timeline(base)) != place(study.timeline(changed))
+                moved |= roots or place(staged.timeline(base)) != place(staged.timeline(changed))
         if not moved:
             idle.append(item.name)
     assert not idle, f"these fields change nothing that a key would show: {idle}"
 
 
-def test_roots_are_hashable_and_hold_what_the_walk_needs(study):
-    root = study.root(study.tiny)
-    assert hash(root) == hash(study.root(study.tiny)) and root.seed == study.tiny.seed and root.measure_every >= 1
+def test_roots_are_hashable_and_hold_what_the_walk_needs(staged):
+    root = staged.root(staged.tiny)
+    assert hash(root) == hash(staged.root(staged.tiny)) and root.seed == staged.tiny.seed and root.measure_every >= 1
 
 
-def test_advance_and_measure_see_no_config(study):
-    for value in vars(study.root(study.tiny)).values():
-        assert not isinstance(value, study.config)
+def test_advance_and_measure_see_no_config(staged):
+    for value in vars(staged.root(staged.tiny)).values():
+        assert not isinstance(value, staged.config)
 
 
 def test_units_and_names_are_there_for_the_tables(study):
@@ -231,3 +248,69 @@ def test_conditions_are_never_searched(name):
 def test_the_config_refuses_a_name_that_it_lacks(study):
     with pytest.raises(TypeError):
         study.config(no_such_field=1)
+
+
+def packed(study, configs):
+    stages = {}
+    train_pack(study, configs, LocalRun(), commit=lambda lane, stage: stages.update({lane: stage}))
+    return [stages[lane] for lane in range(len(configs))]
+
+
+def assert_agree(study, stage, other):
+    assert stage.status == other.status, (stage.error, other.error)
+    assert [(row.key, row.step, row.full) for row in stage.rows] == [
+        (row.key, row.step, row.full) for row in other.rows
+    ]
+    for ours, theirs in zip(stage.rows, other.rows, strict=True):
+        assert ours.metrics == pytest.approx(theirs.metrics, rel=study.agreement, abs=study.agreement)
+
+
+def test_a_lane_in_a_pack_agrees_with_itself_alone(fused):
+    configs = [replace(fused.tiny, seed=fused.tiny.seed + lane) for lane in range(3)]
+    for config, stage in zip(configs, packed(fused, configs), strict=True):
+        assert_agree(fused, stage, packed(fused, [config])[0])
+
+
+def test_a_lane_that_diverges_leaves_the_others_untouched(fused):
+    healthy = replace(fused.tiny, seed=fused.tiny.seed + 1)
+    ill = replace(fused.tiny, **DIVERGING[fused.name])
+    assert fused.shape(ill) == fused.shape(healthy)
+    first, second = packed(fused, [ill, healthy])
+    assert first.status == "diverged"
+    assert_agree(fused, second, packed(fused, [healthy])[0])
+
+
+def test_a_shape_is_hashable_and_says_how_long_it_trains(fused):
+    shape = fused.shape(fused.tiny)
+    assert hash(shape) == hash(fused.shape(replace(fused.tiny, seed=fused.tiny.seed + 1)))
+    longer = replace(fused.tiny, **{fused.budget: 2 * getattr(fused.tiny, fused.budget)})
+    assert fused.shape(longer) != shape and fused.steps(longer) > fused.steps(fused.tiny)
+
+
+def test_what_stands_for_a_pack_in_a_measurement_has_its_shape_but_for_the_steps(fused):
+    longer = replace(fused.tiny, **{fused.budget: 8 * getattr(fused.tiny, fused.budget)})
+    short = fused.short(longer)
+    assert fused.steps(short) < fused.steps(longer) and packed(fused, [short])[0].status == "complete"
+
+
+def test_every_field_of_a_fused_config_changes_its_shape_or_its_rows(fused):
+    """A field that changes neither would make a new trial of the same training."""
+    rows = {}
+    idle = []
+    for item in fields(fused.config):
+        value = another(fused, item, field_types(fused.config)[item.name])
+        for variant in VARIANTS.get(fused.name, [{}]):
+            try:
+                base = replace(fused.tiny, **variant)
+                changed = replace(base, **{item.name: value})
+            except ValueError:
+                continue
+            if fused.shape(base) != fused.shape(changed):
+                break
+            if repr(base) not in rows:
+                rows[repr(base)] = [row[1:] for row in packed(fused, [base])[0].rows]
+            if [row[1:] for row in packed(fused, [changed])[0].rows] != rows[repr(base)]:
+                break
+        else:
+            idle.append(item.name)
+    assert not idle, f"these fields change neither shape nor rows: {idle}"
