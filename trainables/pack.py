@@ -34,6 +34,7 @@ class PackRun:
     def __init__(self, study: FusedStudy, configs: Sequence[Any], run: Run, commit: Commit):
         self.study, self.run, self.commit, self.device = study, run, commit, run.device
         self.roots, self.branches = zip(*(alone(study, config) for config in configs), strict=True)
+        self.root_keys = [study.root_key(root) for root in self.roots]
         self.rows: list[list[Row]] = [[] for _ in configs]
         self.alive = set(range(len(configs)))
         self.shared = Cost()  # of each lane that is still alive
@@ -47,10 +48,9 @@ class PackRun:
         numbers = {name: float(value) for name, value in metrics.items() if not isinstance(value, Sequence)}
         arrays = {name: [float(one) for one in value] for name, value in metrics.items() if isinstance(value, Sequence)}
         branch: Branch = self.branches[lane]
-        root_key = self.study.root_key(self.roots[lane])
         finite = all(isfinite(value) for value in numbers.values())
         ends = full or not finite
-        key = branch.key if ends else state_key(root_key, branch.placed, step)
+        key = branch.key if ends else state_key(self.root_keys[lane], branch.placed, step)
         self.rows[lane].append(Row(key, step, full, numbers, arrays, {}))
         self.run.report(lane=lane, key=key, step=step, full=full, **numbers)
         if not finite:

@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from itertools import pairwise
 from math import isfinite
 from typing import Any, Literal, NamedTuple, Protocol
@@ -130,6 +130,10 @@ def measured_on_grid(root: Any, timeline: Timeline) -> dict[int, bool]:
     return {step: full for step, full in sorted(points.items()) if step > 0}
 
 
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else list(value)
+
+
 def one_per_budget(study: "Study", values: Mapping[str, Any], budgets: Sequence[int]) -> list[Any]:
     """The configs of one method at increasing budgets: the default family of a study."""
     return [study.config(**{**values, study.budget: budget}) for budget in budgets]
@@ -192,9 +196,8 @@ class Study:
 
         A root's field with metadata {"key": False} only says where to find what another field identifies.
         """
-        keyed = {item.name for item in fields(root) if item.metadata.get("key", True)}
-        content = {name: value for name, value in asdict(root).items() if name in keyed}
-        text = json.dumps([self.name, self.version, content], sort_keys=True, default=list)
+        content = {item.name: getattr(root, item.name) for item in fields(root) if item.metadata.get("key", True)}
+        text = json.dumps([self.name, self.version, content], sort_keys=True, default=_plain)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -102,6 +102,7 @@ class Driver:
         self.watchers = list(watchers)
         self.entries: list[Entry] = []
         self.session: dict[str, Commit] = {}
+        self.heard_of: set[str] = set()
         self.keep: frozenset[str] = frozenset()
         self._stale = True
         self._lossy = True
@@ -142,17 +143,22 @@ class Driver:
             self.index.states.get(commit.root_key, {}).pop(commit.key, None)
             self._stale = True
         for name in told.committed:
-            if name not in self.session:
+            if name not in self.heard_of:
+                self.heard_of.add(name)
                 self._take_in(name)
         self._settle()
 
     def _take_in(self, name: str) -> None:
         try:
-            commit, rows = self.store.read(name)
+            committed = self.store.read(name)
         except DamagedStore:
             self._stale = True  # as if it had never been written; the plan trains it again
             return
-        self.session[name] = commit
+        for commit, rows in committed:
+            self._add(commit, rows)
+
+    def _add(self, commit: Commit, rows: list[Row]) -> None:
+        self.session[commit.name] = commit
         self.index.add(commit, rows)
         if commit.status == "failed":
             reason = commit.error or "failed"

@@ -5,8 +5,10 @@ measurements are known do not run; a stage runs again only when a missing descen
 not kept.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -28,6 +30,13 @@ class Trial:
     @property
     def key(self) -> str:
         return self.points[-1].key
+
+    @cached_property
+    def id(self) -> str:
+        """12 hex digits of a config and the state that it ends in: two configs may end in one state, such as WSD and
+        WSD-S at the first budget."""
+        config = json.dumps(asdict(self.config), sort_keys=True)
+        return hashlib.sha256((self.key + config).encode()).hexdigest()[:12]
 
     @property
     def steps(self) -> int:

@@ -3,7 +3,6 @@
 They can be made again at any time from the same command; `sweep.json` beside them says what the sweep was.
 """
 
-import hashlib
 import json
 import os
 import subprocess
@@ -66,7 +65,7 @@ class Recorder:
         if self._counted == len(self.entries):
             return
         self._counted = len(self.entries)
-        trials = {trial_id(entry.trial): entry.trial for entry in self.entries}
+        trials = {entry.trial.id: entry.trial for entry in self.entries}
         self._marginal = canonical_marginals(self.spec, trials.values())
         self._varying = varying_fields(self.entries)
         ends = Counter(trial.key for trial in trials.values())
@@ -83,7 +82,7 @@ class Recorder:
         study, trial, config = self.spec.study, entry.trial, asdict(entry.trial.config)
         units, budget = study.units(trial.root), getattr(entry.trial.config, study.budget)
         tokens, flops = units.get("tokens", 1), units.get("flops", 0.0)
-        family, marginal = family_steps(self.spec, entry), self._marginal[trial_id(trial)]
+        family, marginal = family_steps(self.spec, entry), self._marginal[trial.id]
         costs: dict[str, Any] = {}
         for kind, steps in (("nominal", trial.steps), ("family", family), ("marginal", marginal)):
             costs |= {f"steps_{kind}": steps, f"tokens_{kind}": int(steps * tokens), f"flops_{kind}": steps * flops}
@@ -93,7 +92,7 @@ class Recorder:
         return {
             "sweep": self.spec.sweep,
             "study": study.name,
-            "trial": trial_id(trial),
+            "trial": trial.id,
             "key": trial.key,
             "name": study.describe(trial.config, self._varying) if study.describe else trial.key[:12],
             "phase": entry.phase,
@@ -119,7 +118,7 @@ class Recorder:
             "lanes": lanes,
             "data_sha": getattr(trial.root, "corpus_sha", ""),
             "git_commit": git_commit(),
-            "torch_version": version("torch"),
+            "torch_version": installed_version("torch"),
             "device": self.device,
             "varying": self._varying,
         }
@@ -131,7 +130,7 @@ class Recorder:
         return [
             {
                 "sweep": self.spec.sweep,
-                "trial": trial_id(entry.trial),
+                "trial": entry.trial.id,
                 "step": row.step,
                 "tokens": int(row.step * tokens),
                 **row.knobs,
@@ -153,15 +152,15 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
 
 def canonical_marginals(spec: Spec, trials: Iterable[Trial]) -> dict[str, int]:
     """By trial id, the steps that each adds in the canonical order of its tree: by budget, then key."""
-    ordered = sorted(trials, key=lambda trial: (getattr(trial.config, spec.study.budget), trial.key, trial_id(trial)))
-    marginal = {trial_id(trial): 0 for trial in ordered}
+    ordered = sorted(trials, key=lambda trial: (getattr(trial.config, spec.study.budget), trial.key, trial.id))
+    marginal = {trial.id: 0 for trial in ordered}
     place: dict[str, int] = {}
     for number, trial in enumerate(ordered):
         place.setdefault(trial.key, number)
     for tree in plan(ordered).trees:
         for node in tree.nodes():
             first = min(place[trial.key] for trial in node.trials)
-            marginal[trial_id(ordered[first])] += node.steps
+            marginal[ordered[first].id] += node.steps
     return marginal
 
 
@@ -178,16 +177,9 @@ def family_steps(spec: Spec, entry: Entry) -> int:
     return sum(marginal_steps(family))
 
 
-def trial_id(trial: Trial) -> str:
-    """12 hex digits of a config and the state that it ends in: two configs may end in one state, such as WSD and
-    WSD-S at the first budget."""
-    config = json.dumps(asdict(trial.config), sort_keys=True)
-    return hashlib.sha256((trial.key + config).encode()).hexdigest()[:12]
-
-
 def varying_fields(entries: Sequence[Entry]) -> list[str]:
     """Config fields, in their own order, that differ between trials."""
-    configs = [asdict(entry.trial.config) for entry in entries]
+    configs = [vars(entry.trial.config) for entry in entries]
     return [name for name in configs[0] if len({repr(config[name]) for config in configs}) > 1] if configs else []
 
 
@@ -206,7 +198,7 @@ def _ledger_rows(spec: Spec, entries: Sequence[Entry], index: Index) -> list[dic
     """Every executed stage that lies on some trial of the sweep, whichever command ran it."""
     by_root: dict[str, dict[str, Trial]] = {}
     for entry in entries:
-        by_root.setdefault(entry.trial.root_key, {})[trial_id(entry.trial)] = entry.trial
+        by_root.setdefault(entry.trial.root_key, {})[entry.trial.id] = entry.trial
     passing: dict[tuple[str, int], dict[str, list[str]]] = {}
     rows = []
     for commit in index.commits.values():
@@ -216,7 +208,7 @@ def _ledger_rows(spec: Spec, entries: Sequence[Entry], index: Index) -> list[dic
             for trial in by_root.get(commit.root_key, {}).values():
                 if trial.steps >= commit.stop:
                     key = state_key(commit.root_key, trial.placed, commit.stop)
-                    through.setdefault(key, []).append(trial_id(trial))
+                    through.setdefault(key, []).append(trial.id)
         if commit.key in passing[place]:
             rows.append(
                 {
@@ -260,7 +252,7 @@ def describe_spec(spec: Spec, claims: Sequence[Mapping[str, Any]], numbers: Mapp
         "fresh_seeds": list(spec.fresh_seeds),
         "sampler": spec.search.sampler,
         "plan": dict(numbers),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: installed_version(name) for name in PACKAGES},
         "git_commit": git_commit(),
     }
 
@@ -281,6 +273,11 @@ def write_spec(spec: Spec, content: Mapping[str, Any]) -> None:
     written = spec.folder / ".sweep.json.writing"
     written.write_text(json.dumps(content, indent=1, default=list))
     os.replace(written, file)
+
+
+@cache
+def installed_version(package: str) -> str:
+    return version(package)
 
 
 @cache

@@ -1,6 +1,7 @@
 """The stage store: committed stages with their rows, and a few kept states. The only truth of a results folder.
 
     store/stages/<key[:2]>/<key>-<start>-<token>.json   one manifest per executed stage, written last
+    store/stages/<key[:2]>/<key>-lanes-<token>.json     one for lanes of a fused study that ended within a second
     store/rows/<sha256>.json                            its measurements
     store/states/<sha256>.safetensors                   the state at its end, where it is kept
     store/packs/<study>-<hash>.json                     how many lanes of a shape train together on a device
@@ -16,7 +17,7 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -131,64 +132,96 @@ class Store:
         device: str,
         started_at: str,
         startup: float = 0.0,
-        lanes: int = 1,
     ) -> Commit:
         """Write a finished stage: rows and state first, the manifest last. Returns it as read back by `scan`."""
         rows_file = self._put_json(self.rows, [row._asdict() for row in stage.rows])
         state_file, state_bytes = None, 0
         if stage.tensors is not None:
             state_file, state_bytes = self._put_state(stage.tensors)
-        branch = stage.branch
-        lost: tuple[str, ...] = ()
-        if stage.status == "failed":
-            measured = {row.key for row in stage.rows}
-            lost = (*(point.key for point in branch.points if point.key not in measured), branch.key)
+        name = f"{stage.branch.key}-{stage.branch.start}-{uuid.uuid4().hex[:8]}.json"
         commit = Commit(
-            name=f"{branch.key}-{branch.start}-{uuid.uuid4().hex[:8]}.json",
+            name=name,
             study=study,
             root_key=root_key,
-            key=branch.key,
-            start=branch.start,
-            stop=branch.stop,
-            status=stage.status,
-            error=stage.error,
-            executed_steps=stage.executed_steps,
+            **_told_by(stage),
             rows_file=rows_file,
             state_file=state_file,
             state_bytes=state_bytes,
-            **asdict(stage.cost),
             startup_seconds=startup,
             device=device,
             job=job,
             started_at=started_at,
-            lost_keys=lost,
-            lanes=lanes,
         )
-        content = json.dumps({"format": FORMAT, **asdict(commit)}, sort_keys=True)
-        sealed = json.dumps({"sha256": _sha(content.encode()), "content": content})
-        self._put(self._manifest(commit.name), sealed.encode())
+        self._put_sealed(name, asdict(commit))
         return commit
 
-    def read(self, name: str) -> tuple[Commit, list[Row]]:
-        """A committed stage and its rows. Raises DamagedStore when either does not match its checksum."""
+    def commit_lanes(
+        self,
+        study: str,
+        lanes: Sequence[tuple[str, Stage]],
+        *,
+        job: str,
+        device: str,
+        started_at: str,
+        startup: float = 0.0,
+        together: int = 1,
+    ) -> str:
+        """Write finished lanes, (root key, stage) each, as one manifest, whose name it returns.
+
+        `together` is how many trained in their pack; its `startup` goes to the first of these.
+        """
+        rows_file = self._put_json(self.rows, [[row._asdict() for row in stage.rows] for _, stage in lanes])
+        name = f"{lanes[0][1].branch.key}-lanes-{uuid.uuid4().hex[:8]}.json"
+        commits = [
+            Commit(
+                name=f"{name}#{place}",
+                study=study,
+                root_key=root_key,
+                **_told_by(stage),
+                rows_file=rows_file,
+                state_file=None,
+                state_bytes=0,
+                startup_seconds=startup if place == 0 else 0.0,
+                device=device,
+                job=job,
+                started_at=started_at,
+                lanes=together,
+            )
+            for place, (root_key, stage) in enumerate(lanes)
+        ]
+        self._put_sealed(name, {"lanes": [asdict(commit) for commit in commits]})
+        return name
+
+    def read(self, name: str) -> list[tuple[Commit, list[Row]]]:
+        """What a manifest commits: one stage, or lanes. Raises DamagedStore when it does not match its checksum."""
         path = self._manifest(name)
         try:
-            sealed = json.loads(path.read_bytes())
-            content = sealed["content"]
-            if _sha(content.encode()) != sealed["sha256"]:
-                raise DamagedStore(f"{path} does not match its checksum")
-            values = json.loads(content)
-            if values.pop("format") != FORMAT:
-                raise DamagedStore(f"{path} has another format; this version writes format {FORMAT}")
-            commit = Commit(**{**values, "lost_keys": tuple(values["lost_keys"])})
-            if commit.state_file is not None and not STATE_FILE.fullmatch(commit.state_file):
-                raise DamagedStore(f"{path} names a state outside the store: {commit.state_file!r}")
-            payload = (self.rows / commit.rows_file).read_bytes()
-            if _sha(payload) + ".json" != commit.rows_file:
-                raise DamagedStore(f"{self.rows / commit.rows_file} does not match its checksum")
-            return commit, [Row(**row) for row in json.loads(payload)]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            values = self._sealed(path)
+            lanes = values.get("lanes")
+            many = isinstance(lanes, list)
+            commits = [_commit(path, one) for one in (lanes if many else [values])]
+            payload = (self.rows / commits[0].rows_file).read_bytes()
+            if _sha(payload) + ".json" != commits[0].rows_file:
+                raise DamagedStore(f"{self.rows / commits[0].rows_file} does not match its checksum")
+            rows = json.loads(payload) if many else [json.loads(payload)]
+            return [(commit, [Row(**row) for row in own]) for commit, own in zip(commits, rows, strict=True)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise DamagedStore(f"{path} cannot be read: {error}") from error
+
+    def _put_sealed(self, name: str, values: Mapping[str, Any]) -> None:
+        content = json.dumps({"format": FORMAT, **values}, sort_keys=True)
+        sealed = json.dumps({"sha256": _sha(content.encode()), "content": content})
+        self._put(self._manifest(name), sealed.encode())
+
+    def _sealed(self, path: Path) -> dict[str, Any]:
+        sealed = json.loads(path.read_bytes())
+        content = sealed["content"]
+        if _sha(content.encode()) != sealed["sha256"]:
+            raise DamagedStore(f"{path} does not match its checksum")
+        values = json.loads(content)
+        if values.pop("format") != FORMAT:
+            raise DamagedStore(f"{path} has another format; this version writes format {FORMAT}")
+        return dict(values)
 
     def names(self) -> Iterator[str]:
         return (path.name for path in sorted(self.stages.glob("*/*.json")))
@@ -201,7 +234,8 @@ class Store:
         index = Index()
         for name in self.names():
             try:
-                index.add(*self.read(name))
+                for commit, rows in self.read(name):
+                    index.add(commit, rows)
             except DamagedStore as error:
                 index.damaged.append(str(error))
         for kept in index.states.values():
@@ -256,6 +290,32 @@ class Store:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _told_by(stage: Stage) -> dict[str, Any]:
+    """What a stage itself says of its commit."""
+    branch = stage.branch
+    lost: tuple[str, ...] = ()
+    if stage.status == "failed":
+        measured = {row.key for row in stage.rows}
+        lost = (*(point.key for point in branch.points if point.key not in measured), branch.key)
+    return {
+        "key": branch.key,
+        "start": branch.start,
+        "stop": branch.stop,
+        "status": stage.status,
+        "error": stage.error,
+        "executed_steps": stage.executed_steps,
+        "lost_keys": lost,
+        **asdict(stage.cost),
+    }
+
+
+def _commit(path: Path, values: Mapping[str, Any]) -> Commit:
+    commit = Commit(**{**values, "lost_keys": tuple(values["lost_keys"])})
+    if commit.state_file is not None and not STATE_FILE.fullmatch(commit.state_file):
+        raise DamagedStore(f"{path} names a state outside the store: {commit.state_file!r}")
+    return commit
 
 
 def _writing(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from trainables.pack import train_pack
 from trainables.study import Cost, DiskFailed, FusedStudy, Run, Stage, StagedStudy
 from trainables.walk import walk
 
-TELL_SECONDS = 1.0  # between two words about the lanes of a pack
+TOGETHER_SECONDS = 1.0  # lanes that end within it are written as one manifest
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,13 @@ def _train_packs(job: Job, place: Place, store: Store, run: Run, tell: Callable[
         try:
             train_pack(study, configs[first : first + size], run, commit=commit)
         finally:
-            commit.tell_now()
+            commit.write()
         startup = 0.0
 
 
 @dataclass
 class _LaneCommitter:
-    """Writes the stages of a pack's lanes; the first lane carries the job's start-up."""
+    """Writes the stages of a pack's lanes, those that end within a second together."""
 
     store: Store
     job: Job
@@ -143,32 +143,31 @@ class _LaneCommitter:
     run: Run
     tell: Callable[[Told], None]
     startup: float
-    untold: list[str] = field(default_factory=list)
-    told_at: float = field(default_factory=time.monotonic)
+    ended: list[tuple[str, Stage]] = field(default_factory=list)
+    written_at: float = field(default_factory=time.monotonic)
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def __call__(self, lane: int, stage: Stage) -> None:
-        item = self.items[lane]
+        self.ended.append((self.items[lane].root_key, stage))
+        if time.monotonic() - self.written_at > TOGETHER_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        if not self.ended:
+            return
         try:
-            written = self.store.commit(
-                *(item.study.name, item.root_key, stage),
+            name = self.store.commit_lanes(
+                *(self.items[0].study.name, self.ended),
                 job=self.job.name,
                 device=device_name(self.run.device),
                 started_at=self.started_at,
                 startup=self.startup,
-                lanes=len(self.items),
+                together=len(self.items),
             )
         except OSError as error:  # the disk, not the study
             raise DiskFailed(f"cannot write to {self.store.folder.resolve()}: {error}") from error
-        self.startup = 0.0
-        self.untold.append(written.name)
-        if time.monotonic() - self.told_at > TELL_SECONDS:
-            self.tell_now()
-
-    def tell_now(self) -> None:
-        if self.untold:
-            self.tell(Told(committed=tuple(self.untold)))
-        self.untold, self.told_at = [], time.monotonic()
+        self.ended, self.startup, self.written_at = [], 0.0, time.monotonic()
+        self.tell(Told(committed=(name,)))
 
 
 def _walk(item: Item, run: Run, commit: Callable[[Stage], None], tensors: dict[str, torch.Tensor] | None) -> None:

@@ -180,7 +180,7 @@ def test_a_full_disk_stops_the_job_and_blames_no_lane(tmp_path, monkeypatch):
     def full(*arguments, **words):
         raise OSError("no space left")
 
-    monkeypatch.setattr(Store, "commit", full)
+    monkeypatch.setattr(Store, "commit_lanes", full)
     with pytest.raises(OSError, match="cannot write to"):
         run_job(job, Place(str(tmp_path), str(tmp_path / "stop")), LocalRun(), sweep.driver.heard)
     monkeypatch.undo()

@@ -12,7 +12,7 @@ import pytest
 import analysis
 from sweeps.engine.driver import Entry
 from sweeps.engine.plan import make_trial, plan
-from sweeps.engine.records import Recorder, canonical_marginals, describe_spec, trial_id, write_spec
+from sweeps.engine.records import Recorder, canonical_marginals, describe_spec, write_spec
 from tests.sweeps.engine_cases import FREE, Free, run_sweep, toy_spec
 from trainables import toys
 from trainables.common.timeline import Ramp, segment
@@ -38,7 +38,7 @@ def test_trials_carry_their_config_result_and_provenance(done):
         config = entry.trial.config
         assert json.loads(row["config"]) == asdict(config)
         assert row["config.learning_rate"] == config.learning_rate and row["seed"] == config.seed
-        assert (row["key"], row["trial"]) == (entry.trial.key, trial_id(entry.trial))
+        assert (row["key"], row["trial"]) == (entry.trial.key, entry.trial.id)
         assert row["select/loss"] == entry.rows[-1].metrics["select/loss"] == row["report/loss"]
         assert (row["status"], row["phase"], row["error"]) == ("complete", entry.phase, None)
         assert (row["parameters"], row["tokens_per_step"], row["budget_steps"]) == (4, 1, config.budget_steps)
@@ -81,7 +81,7 @@ def test_measurements_hold_the_whole_curve_with_what_is_shared_marked(done):
     sweep, tables = done
     rows = tables.measurements.to_pylist()
     assert len(rows) == sum(len(entry.trial.points) for entry in sweep.entries)
-    trials = {trial_id(entry.trial): entry.trial for entry in sweep.entries}
+    trials = {entry.trial.id: entry.trial for entry in sweep.entries}
     assert len(trials) == len(sweep.entries)
     for row in rows:
         trial = trials[row["trial"]]

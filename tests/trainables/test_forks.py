@@ -258,7 +258,7 @@ def test_a_job_after_a_polluting_one_gives_the_rows_of_that_job_alone(name, tmp_
         for number, job in enumerate(jobs):
             pairs = tuple((item, None) for item in job)
             run_job(Job(f"job-{number}", pairs), Place(str(tmp_path / folder), ""), LocalRun(), heard.append)
-        committed = [store.read(written) for told in heard for written in told.committed]
+        committed = [one for told in heard for written in told.committed for one in store.read(written)]
         return [row for commit, rows in committed if commit.study == name for row in rows]
 
     expected = rows_of("alone", clean)
