@@ -15,7 +15,7 @@ import torch
 from search_spaces import load, parse, resolve
 from search_spaces.fields import SpaceError, field_comments, field_types
 from sweeps.engine.plan import make_trial, plan
-from trainables import wsd
+from trainables import wsd, wsd_schedules
 from trainables.common.timeline import place, total_steps
 from trainables.pack import train_pack
 from trainables.registry import STUDIES
@@ -48,7 +48,7 @@ OTHER_VALUES = {
     "lanes": {"target": 0.5, "measure_every": 4},
 }
 # The method under which a schedule field is read.
-VARIANTS = {"wsd": [dict(method=method) for method in get_args(wsd.Method)]}
+VARIANTS = {"wsd": [dict(method=method) for method in get_args(wsd_schedules.Method)]}
 # What makes a lane of a fused study diverge.
 DIVERGING = {"lanes": dict(learning_rate=1e30)}
 

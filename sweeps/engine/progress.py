@@ -152,15 +152,16 @@ class Progress:
         return {part: round(spent[part] / total, 6) for part in PARTS}
 
 
-def banner(progress: Progress, *, study: str, scale: str, executor: str = "ray", shown: int = 500) -> str:
+def banner(
+    progress: Progress, *, study: str, scale: str, executor: str = "ray", shown: int = 500, lanes: bool = False
+) -> str:
     """The first lines of a run: our words in those of Ray, Optuna and MLflow."""
     jobs = f"{progress.jobs:,} {'Ray job' if executor == 'ray' else 'job'}{'' if progress.jobs == 1 else 's'}"
     head = f"{study} at scale {scale}: {progress.trials:,} trials in {jobs}"
     if progress.proposals is not None:
         head += f", {progress.proposals:,} proposals"
-    in_ray = (
-        "a Ray Tune trial; it trains many of our trials" if executor == "ray" else "a walk in this process, without Ray"
-    )
+    many = "it trains many of our trials" + (", as lanes of one program" if lanes else "")
+    in_ray = f"a Ray Tune trial; {many}" if executor == "ray" else f"work in this process, without Ray; {many}"
     lines = [
         head,
         "  trial     one config"
@@ -174,7 +175,7 @@ def banner(progress: Progress, *, study: str, scale: str, executor: str = "ray",
     if progress.proposals is not None:
         lines.append("  proposal  an Optuna trial: values for the searched axes, times the enumerated axes")
     lines.append("  sweep     this run = an MLflow parent run; our study is MLflow's experiment, not Optuna's study")
-    if progress.steps_planned:
+    if progress.steps_planned and not lanes:
         alone, planned = progress.steps_alone, progress.steps_planned
         lines.append(f"{planned:,} steps to run; the trials alone would take {alone:,} ({alone / planned:.2f}x)")
     if progress.reused:

@@ -189,7 +189,7 @@ class Store:
             )
             for place, (root_key, stage) in enumerate(lanes)
         ]
-        self._put_sealed(name, {"lanes": [asdict(commit) for commit in commits]})
+        self._put_sealed(name, {"ended": [asdict(commit) for commit in commits]})
         return name
 
     def read(self, name: str) -> list[tuple[Commit, list[Row]]]:
@@ -197,9 +197,8 @@ class Store:
         path = self._manifest(name)
         try:
             values = self._sealed(path)
-            lanes = values.get("lanes")
-            many = isinstance(lanes, list)
-            commits = [_commit(path, one) for one in (lanes if many else [values])]
+            many = "ended" in values
+            commits = [_commit(path, one) for one in (values["ended"] if many else [values])]
             payload = (self.rows / commits[0].rows_file).read_bytes()
             if _sha(payload) + ".json" != commits[0].rows_file:
                 raise DamagedStore(f"{self.rows / commits[0].rows_file} does not match its checksum")

@@ -33,8 +33,9 @@ from trainables.ray_train import (
     tune_trainable,
     worker_group,
 )
+from trainables.registry import STUDIES
 from trainables.study import LocalRun
-from trainables.toys import QUADRATIC
+from trainables.toys import LANES, QUADRATIC
 from trainables.walk import train
 
 TINY = replace(wsd.STUDY.tiny, layers=2, decay_fraction=0.25)  # a trunk of 30 steps, a decay of 10
@@ -90,6 +91,46 @@ def test_a_stock_tune_sweep_with_optuna_and_asha_survives_divergence(ray_session
     assert (sound.metrics["step"], sound.metrics["tokens"], sound.metrics["diverged"]) == (40, 40 * tokens, False)
     assert diverged.metrics["diverged"] and diverged.metrics["select/loss"] == math.inf
     assert math.isfinite(results.get_best_result().metrics["select/loss"])
+
+
+@pytest.mark.timeout(300)
+def test_every_study_is_a_stock_tune_trainable(ray_session):
+    """One trial of each study's smallest config, all in one stock Tuner, against the same trained without Ray."""
+
+    def any_study(config):
+        study = STUDIES[config["study"]]
+        values = {name: getattr(study.tiny, name) for name in study.field_names}
+        tune_trainable(study)(values | {"seed": config["seed"]})
+
+    results = tune.Tuner(
+        tune.with_resources(any_study, {"cpu": 1}),
+        param_space={"study": tune.grid_search(sorted(STUDIES)), "seed": 1},
+        tune_config=tune.TuneConfig(reuse_actors=True),
+        run_config=tune.RunConfig(storage_path=ray_session, verbose=0),
+    ).fit()
+    assert not results.errors and len(results) == len(STUDIES)
+    for found in results:
+        study = STUDIES[found.config["study"]]
+        end = train(study, replace(study.tiny, seed=1)).rows[-1]
+        assert found.metrics["step"] == end.step
+        for name, value in end.metrics.items():
+            assert found.metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), (study.name, name)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", sorted(name for name in STUDIES if name != "wsd"))
+def test_every_study_is_a_train_trainer(ray_session, name):
+    study = STUDIES[name]
+    run_config = RunConfig(name=f"trainer-{name}", storage_path=ray_session)
+    rows = torch_trainer(study, study.tiny, run_config=run_config).fit().return_value
+    alone = train(study, study.tiny).rows
+    assert [row["step"] for row in rows] == [row.step for row in alone]
+    assert rows[-1][study.report.name] == pytest.approx(alone[-1].metrics[study.report.name], rel=1e-4, abs=1e-6)
+
+
+def test_lanes_are_not_split_among_workers():
+    with pytest.raises(ValueError, match="a lane of lanes trains on one worker, got workers=2"):
+        torch_trainer(LANES, LANES.tiny, workers=2)
 
 
 class WrittenDown(UserCallback):

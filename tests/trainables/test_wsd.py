@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainables import wsd
+from trainables import wsd, wsd_schedules
 from trainables.common.data.batches import batch
 from trainables.common.schedules import boundaries
 from trainables.common.timeline import SHAPES, knobs_at, total_steps
@@ -58,7 +58,7 @@ def test_the_authors_boundaries_come_out_exactly(config, expected):
 
 
 def test_a_family_holds_one_config_per_budget_whose_earlier_budgets_are_on_its_way():
-    for method in get_args(wsd.Method):
+    for method in get_args(wsd_schedules.Method):
         configs = wsd.family({**AUTHOR, "method": method}, BUDGETS)
         assert [config.budget_steps for config in configs] == BUDGETS
         carries = method in ("wsd_s", "cyclic_cosine")
@@ -84,7 +84,7 @@ def test_what_a_method_does_not_read_is_left_at_its_default_and_refused_otherwis
         wsd.Config(method="cosine", decay_fraction=0.3)
 
 
-@pytest.mark.parametrize("method", get_args(wsd.Method))
+@pytest.mark.parametrize("method", get_args(wsd_schedules.Method))
 def test_every_schedule_field_is_read_by_the_methods_that_say_so_and_by_no_other(method):
     base = wsd.family({"method": method, "warmup_steps": 4}, [40, 80])[-1]
     changed = {
@@ -98,7 +98,7 @@ def test_every_schedule_field_is_read_by_the_methods_that_say_so_and_by_no_other
     for name, value in changed.items():
         values = {"method": method, "warmup_steps": 4, name: value}
         moved = wsd.timeline(wsd.family(values, [40, 80])[-1]) != wsd.timeline(base)
-        assert moved == (name in wsd.SCHEDULE_FIELDS[method]), name
+        assert moved == (name in wsd_schedules.SCHEDULE_FIELDS[method]), name
 
 
 def test_the_ablations():
