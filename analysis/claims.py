@@ -75,14 +75,14 @@ class Evidence:
 
     records: Records
     frame: pd.DataFrame  # see choice.trial_frame
-    choices: Mapping[tuple[str, int], Choice]  # by method and budget; empty where there are several regimes
+    choices: Mapping[tuple[str, int], Choice]  # by method and budget; empty for the statistics of a Reading
     seeds: str  # "fresh" | "any"
 
     @classmethod
-    def of(cls, records: Records) -> Evidence:
-        """Evidence of all trials; freshness is judged before any filter."""
+    def of(cls, records: Records, chosen: bool = True) -> Evidence:
+        """Evidence of all trials, with each method's choices where `chosen`; freshness is judged before any filter."""
         choices = {}
-        if len(records.regimes()) == 1 and "config.method" in records.trials.column_names:
+        if chosen and len(records):
             choices = {(str(c.group[0]), c.budget): c for c in choose(records, "method")}
         frame = trial_frame(records).drop(columns=["report/document_losses", "error", "name", "varying"])
         return cls(records, frame, choices, "any")
@@ -126,6 +126,7 @@ def decide(
     a `Reading` tell its problems apart themselves.
     """
     regime = _regimes(records) if statistics is not None else _regime(records)
+    every = Evidence.of(records, chosen=statistics is None)
     if statistics is None:
         from analysis.wsd_claims import STATISTICS
 
@@ -133,7 +134,6 @@ def decide(
     unknown = sorted({c.statistic for c in claims} - set(statistics))
     if unknown:
         raise RecordsError(f"no statistic {', '.join(unknown)}; there are {', '.join(statistics)}")
-    every = Evidence.of(records)
     evidence = {seeds: replace(every, seeds=seeds) for seeds in ("fresh", "any")}
     observed = [_observe(claim, evidence[claim.seeds], statistics) for claim in claims]
     hashes = {

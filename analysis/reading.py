@@ -19,9 +19,11 @@ class Reading:
     claims: declared before a sweep; statistics: those that decide them, by name.
     figures: file name -> records to a figure; raises RecordsError, with what is missing, where they allow none.
     summary: records -> the table printed at the end of a sweep, a row per cell and condition.
+    one_regime: whether problems of different size or data are read one by one, their losses not being comparable.
     """
 
     claims: tuple[Claim, ...]
     statistics: Mapping[str, Statistic]
     figures: Mapping[str, Callable[[Records], Figure]]
     summary: Callable[[Records], pd.DataFrame]
+    one_regime: bool = False

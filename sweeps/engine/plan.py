@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
-from trainables.common.timeline import Placed, place, total_steps
+from trainables.common.timeline import Placed, place, segment_at, signature, total_steps
+from trainables.common.timeline import common_steps as common_steps_of
 from trainables.study import AnyStudy, Branch, FusedStudy, Point, state_key
 
 
@@ -216,12 +217,7 @@ def plan(
 
 def common_steps(one: Trial, other: Trial) -> int:
     """Steps that two trials train alike before their timelines or roots part."""
-    if one.root_key != other.root_key:
-        return 0
-    step = 0
-    while step < min(one.steps, other.steps) and _signature(one, step) == _signature(other, step):
-        step = min(_segment_at(one, step).stop, _segment_at(other, step).stop)
-    return step
+    return common_steps_of(one.placed, other.placed) if one.root_key == other.root_key else 0
 
 
 def marginal_steps(trials: Sequence[Trial]) -> list[int]:
@@ -232,23 +228,11 @@ def marginal_steps(trials: Sequence[Trial]) -> list[int]:
     ]
 
 
-def _signature(trial: Trial, step: int) -> tuple[Any, ...]:
-    """Equal for trials that train alike at `step`: a ramp is one by its whole length, a constant by its value."""
-    placed = _segment_at(trial, step)
-    if placed.segment.constant:
-        return placed.segment.knobs
-    return placed.segment.knobs, placed.segment.steps, placed.start
-
-
-def _segment_at(trial: Trial, step: int) -> Placed:
-    return next(placed for placed in trial.placed if placed.start <= step < placed.stop)
-
-
 def _grouped(trials: list[Trial], step: int) -> list[list[Trial]]:
     groups: dict[Any, list[Trial]] = {}
     for trial in trials:
         if trial.steps > step:
-            groups.setdefault(_signature(trial, step), []).append(trial)
+            groups.setdefault(signature(trial.placed, step), []).append(trial)
     return list(groups.values())
 
 
@@ -264,8 +248,8 @@ def _grow(trials: list[Trial], cuts: set[tuple[str, int]], every: int | None) ->
         start, group, siblings = waiting.pop()
         stop = start
         while True:
-            segment = _segment_at(group[0], stop).segment
-            stop = min(_segment_at(trial, stop).stop for trial in group)
+            segment = segment_at(group[0].placed, stop).segment
+            stop = min(segment_at(trial.placed, stop).stop for trial in group)
             cut = next((c for c in steps if start < c <= stop and (_key(group[0], c), c) in cuts), None)
             if every is not None:
                 grid = (start // every + 1) * every
@@ -275,7 +259,7 @@ def _grow(trials: list[Trial], cuts: set[tuple[str, int]], every: int | None) ->
                 break
             if any(trial.steps == stop for trial in group) or len(_grouped(group, stop)) != 1:
                 break
-            if segment.constant and _segment_at(group[0], stop).segment.falling:
+            if segment.constant and segment_at(group[0].placed, stop).segment.falling:
                 break  # the end of a stable stretch: a larger budget goes on from here
         node = _node(start, stop, group)
         siblings.append(node)

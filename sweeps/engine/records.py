@@ -51,6 +51,7 @@ class Recorder:
         self._counted = -1
         self._marginal: dict[str, int] = {}
         self._passes: dict[str, int] = {}
+        self._family: dict[tuple[int, str], int] = {}
         self._varying: list[str] = []
 
     def tables(self, index: Index) -> Tables:
@@ -82,7 +83,7 @@ class Recorder:
         study, trial, config = self.spec.study, entry.trial, asdict(entry.trial.config)
         units, budget = study.units(trial.root), getattr(entry.trial.config, study.budget)
         tokens, flops = units.get("tokens", 1), units.get("flops", 0.0)
-        family, marginal = family_steps(self.spec, entry), self._marginal[trial.id]
+        family, marginal = self._family_steps(entry), self._marginal[trial.id]
         costs: dict[str, Any] = {}
         for kind, steps in (("nominal", trial.steps), ("family", family), ("marginal", marginal)):
             costs |= {f"steps_{kind}": steps, f"tokens_{kind}": int(steps * tokens), f"flops_{kind}": steps * flops}
@@ -122,6 +123,13 @@ class Recorder:
             "device": self.device,
             "varying": self._varying,
         }
+
+    def _family_steps(self, entry: Entry) -> int:
+        """`family_steps`, which is the same for every seed."""
+        key = (getattr(entry.trial.config, self.spec.study.budget), repr(sorted(entry.values.items(), key=str)))
+        if key not in self._family:
+            self._family[key] = family_steps(self.spec, entry)
+        return self._family[key]
 
     def measurement_rows(self, entry: Entry) -> list[dict[str, Any]]:
         """An entry's whole curve as rows of `measurements`, what it shares with others included."""

@@ -215,6 +215,25 @@ def _segment_json(part: Segment, done: int) -> str:
     return json.dumps([done, None if part.constant else part.steps, knobs], sort_keys=True)
 
 
+def segment_at(placed: Sequence[Placed], step: int) -> Placed:
+    """The segment that trains `step`."""
+    return next(part for part in placed if part.start <= step < part.stop)
+
+
+def signature(placed: Sequence[Placed], step: int) -> tuple[object, ...]:
+    """Equal for timelines that train alike at `step`: a ramp is one by its whole length, a constant by its value."""
+    part = segment_at(placed, step)
+    return part.segment.knobs if part.segment.constant else (part.segment.knobs, part.segment.steps, part.start)
+
+
+def common_steps(one: Sequence[Placed], other: Sequence[Placed]) -> int:
+    """Steps that two timelines train alike before they part."""
+    step, end = 0, min(one[-1].stop, other[-1].stop)
+    while step < end and signature(one, step) == signature(other, step):
+        step = min(segment_at(one, step).stop, segment_at(other, step).stop)
+    return min(step, end)
+
+
 def prefix_json(placed: Sequence[Placed], step: int) -> str:
     """Canonical text of what a timeline does before absolute step `step`: equal texts, equal training.
 
