@@ -14,7 +14,7 @@ from search_spaces.fields import SpaceError, close_matches
 
 FOLDER = Path(__file__).parent
 LAYER_KEYS = ("about", "axes", "study", "within", "seeds", "search")
-SEARCH_KEYS = ("sampler", "proposals", "bracket", "eta", "compare")
+SEARCH_KEYS = ("sampler", "objective", "proposals", "bracket", "eta", "compare")
 
 
 @dataclass(frozen=True)

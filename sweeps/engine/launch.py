@@ -1,5 +1,6 @@
 """One command from its words to its tables, figures and verdicts."""
 
+import math
 import os
 import shlex
 import signal
@@ -27,6 +28,7 @@ from sweeps.engine.local import run_here
 from sweeps.engine.plan import Plan
 from sweeps.engine.progress import Display, Progress, banner, duration, where_the_time_went
 from sweeps.engine.proposals import Proposals
+from sweeps.engine.samplers import ADAPTIVE
 from sweeps.engine.spec import Spec
 from sweeps.engine.store import Store
 from sweeps.engine.tuning import CellTuning
@@ -98,14 +100,14 @@ def launch(question: Question, spec: Spec, words: Words, console: Console) -> Re
         proposals=tuning.proposals,
         reused=reused,
     )
-    head = banner(progress, study=spec.study.name, scale=spec.scale, executor=words.executor)
+    lanes = isinstance(spec.study, FusedStudy)
+    head = banner(progress, study=spec.study.name, scale=spec.scale, executor=words.executor, lanes=lanes)
     console.print(Text("\n".join([head, plan_text(spec, expected, tuning)])), soft_wrap=True)
     for damaged in driver.index.damaged:
         console.print(Text.assemble(("damaged, counts as never written: ", "yellow"), damaged), soft_wrap=True)
     if words.plan_only:
         names = {entry.trial.key: name_of(spec, entry) for entry in driver.entries}
-        fused = isinstance(spec.study, FusedStudy)
-        console.print(drawing.as_shapes(plan, slots) if fused else drawing.as_text(plan, names))
+        console.print(drawing.as_shapes(plan, slots) if lanes else drawing.as_text(plan, names))
         return None
     check_resources(words)
     store = Store(spec.results)
@@ -127,8 +129,11 @@ def plan_text(spec: Spec, expected: Estimate, tuning: CellTuning) -> str:
     """The plan in a few lines: stages, steps, saving, time, disk, and what comes on top once configs are chosen."""
     share = f"{expected.steps_shared:,} of {expected.steps_alone:,} steps, {expected.saving:.2f}x"
     basis = "at the speed measured in this store" if expected.measured else "at an assumed speed; none is measured yet"
+    head = f"plan: {expected.stages:,} stages; trained once where shared: {share}"
+    if isinstance(spec.study, FusedStudy):
+        head = f"plan: {expected.trials:,} lanes in {expected.jobs:,} jobs, those of one shape as one program"
     lines = [
-        f"plan: {expected.stages:,} stages; trained once where shared: {share}",
+        head,
         f"      to run now: {expected.steps_to_run:,} steps, about {duration(expected.seconds)} {basis}; "
         f"about {expected.disk_bytes / 1e6:,.1f} MB of disk",
     ]
@@ -138,7 +143,7 @@ def plan_text(spec: Spec, expected: Estimate, tuning: CellTuning) -> str:
         count = len(tuning.cells) * len(spec.budgets) * len(spec.fresh_seeds)
         lines.append(
             f"      then each cell's chosen config per budget on {len(spec.fresh_seeds)} fresh seeds: "
-            f"{count:,} trials or more, where several values are compared"
+            f"{count:,} trials, or more where several values are compared or a front is kept"
         )
     return "\n".join(lines)
 
@@ -173,6 +178,14 @@ def running_ray() -> str | None:
 
 def open_journals(spec: Spec, slots: int, record: bool) -> Callable[[str, Space], Proposals]:
     """How a cell's journal is opened: named by all that gives a proposal its meaning."""
+    search = spec.search
+    lag = search.bracket or slots
+    if isinstance(spec.study, FusedStudy) and search.sampler in ADAPTIVE and not search.bracket:
+        # A pack holds what is asked at once. An eighth of the search: a wide pack, and eight times to learn from one.
+        lag = max(slots, math.ceil((search.proposals or 1) / 8) - 1)
+    areas = [f"area under {objective.name} over log {spec.study.budget}" for objective in spec.objectives]
+    goals = [objective.goal for objective in spec.objectives]
+    several = len(goals) > 1
 
     def opened(cell: str, space: Space) -> Proposals:
         fields = [spec.resolved.study, spec.resolved.within]
@@ -181,13 +194,13 @@ def open_journals(spec: Spec, slots: int, record: bool) -> Callable[[str, Space]
             spec.results / "journals",
             cell=cell,
             space=space,
-            sampler=spec.search.sampler,
-            seed=spec.search.seed,
-            count=spec.search.proposals,
-            lag=spec.search.bracket or slots,
-            objective=f"area under {spec.study.select.name} over log {spec.study.budget}",
-            goal=spec.study.select.goal,
-            context={**context, "tuning_seeds": list(spec.tuning_seeds), "bracket": spec.search.bracket},
+            sampler=search.sampler,
+            seed=search.seed,
+            count=search.proposals,
+            lag=lag,
+            objective=areas if several else areas[0],
+            goal=goals if several else goals[0],
+            context={**context, "tuning_seeds": list(spec.tuning_seeds), "bracket": search.bracket},
             record=record,
         )
 

@@ -3,7 +3,7 @@
 A proposal is one Optuna trial: values for the searched axes. Proposal i is drawn from hash(seed, i) and the outcomes of
 proposals 0 .. i - lag - 1, whatever else has finished meanwhile, so a rerun proposes the same. Every proposal and every
 outcome is one appended line of the journal before anybody acts on it; killed at any time, it opens again and hands out
-first what was interrupted.
+first what was interrupted. With several objectives an outcome has a number for each.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from typing import Any, Literal
 import optuna
 from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search_spaces import Space
@@ -39,6 +40,8 @@ from sweeps.engine.samplers import (
 )
 
 __all__ = ["Outcome", "Proposal", "Proposals", "complete", "failed", "pruned"]
+
+Goal = Literal["min", "max"]
 
 
 @dataclass(frozen=True)
@@ -65,19 +68,31 @@ class Proposals:
     """The proposals of one cell: `ask` for the next one, `tell` its outcome. Open it with `Proposals.open`."""
 
     def __init__(
-        self, path: Path | None, space: Space, sampler: str, seed: int, count: int, lag: int, attempts: int, goal: str
+        self,
+        path: Path | None,
+        space: Space,
+        sampler: str,
+        seed: int,
+        count: int | None,
+        lag: int,
+        attempts: int,
+        goals: Sequence[str],
     ) -> None:
-        self.path, self.sampler, self.seed, self.count, self.lag = path, sampler, seed, count, lag
+        self.path, self.sampler, self.seed, self.lag = path, sampler, seed, lag
         self.adaptive = sampler in ADAPTIVE
         self._attempts = attempts
-        self._goal: Literal["min", "max"] = "max" if goal == "max" else "min"
+        self._goals = tuple(goals)
         self._distributions = space.distributions()
         self._grid = space.grid() if sampler == "grid" else []
+        self.count = _count(sampler, count, space, len(self._grid))
         self._priors: list[tuple[dict[str, Any], Outcome]] = []
         self._entries: list[_Entry] = []
-        self._again: list[int] = []  # interrupted or failed before, handed out first
+        self._known = 0  # the outcomes of proposals 0 .. _known - 1 are known
+        self._again: deque[int] = deque()  # interrupted or failed before, handed out first
         self._learner: Learner | None = None
         self._journal: optuna.Study | None = None
+        self._journalled = 0  # trials in the journal
+        self._unsynced = False
         self._lock: FileLock | None = None
 
     @classmethod
@@ -91,8 +106,8 @@ class Proposals:
         seed: int = 0,
         count: int | None = None,
         lag: int = 1,
-        objective: str = "objective",
-        goal: Literal["min", "max"] = "min",
+        objective: str | Sequence[str] = "objective",
+        goal: Goal | Sequence[Goal] = "min",
         context: Mapping[str, Any] | None = None,
         attempts: int = 3,
         record: bool = True,
@@ -102,30 +117,30 @@ class Proposals:
         Its file is named by a hash of all that gives a proposal and its objective their meaning: the space without its
         cell axes, the objective, the sampler and seed, the cell, and `context` (anything for JSON: study, version,
         fixed fields, tuning seeds). A change of these opens a new journal, which `fill` may start from records.
+        Several objectives are lists of names and of goals.
 
         `count` None means the whole grid; a larger one continues. `lag` is the number of slots. A proposal that failed
         is handed out again when the journal is next opened, `attempts` times in all. With `record=False` (a plan), or
         without a folder, nothing is locked or written.
 
-        Raises ValueError for a sampler that does not fit the space or more proposals than the grid has, RuntimeError
-        where another process has the journal open.
+        Raises ValueError for a sampler that fits neither space nor objectives or more proposals than the grid has,
+        RuntimeError where another process has the journal open.
         """
-        distributions = space.distributions()
-        refuse_unfit(sampler, distributions)
-        count = _count(sampler, count, space)
+        goals = [goal] if isinstance(goal, str) else list(goal)
+        refuse_unfit(sampler, space.distributions(), len(goals))
         if lag < 0:
             raise ValueError(f"lag must be at least 0, got {lag}; it is the number of slots")
         header = {
             "space": space.identity(points=sampler == "grid"),
-            "objective": objective,
-            "goal": goal,
+            "objective": objective if isinstance(objective, str) else list(objective),
+            "goal": goal if isinstance(goal, str) else goals,
             "sampler": sampler,
             "seed": None if sampler == "grid" else seed,
             "cell": cell,
             "context": dict(context or {}),
         }
         path = None if folder is None else Path(folder) / f"{_hash(header)}.log"
-        self = cls(path, space, sampler, seed, count, lag, attempts, goal)
+        self = cls(path, space, sampler, seed, count, lag, attempts, goals)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if path is not None and record:
             self._open_to_write(path, header)
@@ -137,11 +152,11 @@ class Proposals:
         """The next proposal: one that was interrupted, else a new one. None: wait for a `tell`, or all are handed out
         (`unasked` is 0 then)."""
         if self._again:
-            return self._hand_out_again(self._again.pop(0))
+            return self._hand_out_again(self._again.popleft())
         index = len(self._entries)
         if index >= self.count:
             return None
-        if self.adaptive and any(entry.outcome is None for entry in self._entries[: max(0, index - self.lag)]):
+        if self.adaptive and self._known < index - self.lag:
             return None
         values = self._draw(index)
         number = self._record_start(index, values, self.lag, attempt=0)
@@ -158,10 +173,14 @@ class Proposals:
         before = entry.outcome
         if before is not None and before != outcome:
             raise ValueError(f"proposal {index} is already {before.words()}, so it cannot be {outcome.words()}")
+        if outcome.values and len(outcome.values) != len(self._goals):
+            raise ValueError(f"proposal {index} has {len(self._goals)} objectives, so it cannot be {outcome.words()}")
         if before is None:
             if self._journal is not None:
-                self._journal.tell(entry.number, outcome.value, STATES[outcome.state])
+                self._journal.tell(entry.number, list(outcome.values) or None, STATES[outcome.state])
+                self._unsynced = True
             entry.outcome = outcome
+            self._count_known()
 
     def fill(self, records: Iterable[tuple[Mapping[str, Any], Outcome]]) -> int:
         """Start a new journal from finished records; returns how many it knows.
@@ -170,12 +189,13 @@ class Proposals:
         would not have been drawn so.
         """
         if not self._entries:
+            there = {_same(values, outcome) for values, outcome in self._priors}
             for values, outcome in records:
-                prior = dict(values)
-                if outcome.state == "failed" or (prior, outcome) in self._priors or not self._contains(prior):
+                prior, same = dict(values), _same(values, outcome)
+                if outcome.state == "failed" or same in there or not self._contains(prior):
                     continue
-                if self._journal is not None:
-                    self._journal.add_trial(finished_trial(prior, self._distributions, outcome, {"filled": True}))
+                there.add(same)
+                self._enter(finished_trial(prior, self._distributions, outcome, {"filled": True}))
                 self._priors.append((prior, outcome))
         return len(self._priors)
 
@@ -185,6 +205,11 @@ class Proposals:
             yield Proposal(index, entry.values, entry.attempt), entry.outcome
 
     @property
+    def begun(self) -> bool:
+        """Has a proposal been handed out?"""
+        return bool(self._entries)
+
+    @property
     def unasked(self) -> int:
         """How many proposals are still to be handed out, those that come again among them."""
         return max(0, self.count - len(self._entries)) + len(self._again)
@@ -192,10 +217,18 @@ class Proposals:
     @property
     def finished(self) -> bool:
         """Has every proposal been handed out and told?"""
-        return self.unasked == 0 and all(entry.outcome is not None for entry in self._entries[: self.count])
+        return self.unasked == 0 and self._known >= self.count
+
+    def sync(self) -> None:
+        """Bring the journal to the disk, after what is asked or told together: then a lost machine loses none of it."""
+        if self._unsynced and self.path is not None:
+            with self.path.open("ab") as file:
+                os.fsync(file.fileno())
+            self._unsynced = False
 
     def close(self) -> None:
         """Let another process open the journal."""
+        self.sync()
         self._journal = None
         if self._lock is not None:
             self._lock.release()
@@ -217,7 +250,7 @@ class Proposals:
         if self.sampler == "qmc":
             return qmc_values(self._distributions, self.seed, index)
         if self._learner is None:
-            self._learner = Learner(self.sampler, self._distributions, self.seed, self._goal, self._priors)
+            self._learner = Learner(self.sampler, self._distributions, self.seed, self._goals, self.count, self._priors)
         learner = self._learner
         # The same sequence whether the proposals before this one were drawn now or are in the journal.
         for place in range(len(learner.numbers), index + 1):
@@ -236,7 +269,12 @@ class Proposals:
             entry.attempt += 1
             entry.number = self._record_start(index, entry.values, entry.lag, entry.attempt)
             entry.outcome = None
+            self._known = min(self._known, index)
         return Proposal(index, entry.values, entry.attempt)
+
+    def _count_known(self) -> None:
+        while self._known < len(self._entries) and self._entries[self._known].outcome is not None:
+            self._known += 1
 
     def _contains(self, values: Mapping[str, Any]) -> bool:
         try:
@@ -260,7 +298,7 @@ class Proposals:
             ) from None
         try:
             _drop_torn_line(path)
-            journal = _study(path) or _new_study(path, self._goal)
+            journal = _study(path) or _new_study(path, self._goals)
             if "header" not in journal.user_attrs:
                 journal.set_user_attr("header", header)
             self._read(journal)
@@ -271,6 +309,7 @@ class Proposals:
 
     def _read(self, study: optuna.Study | None) -> None:
         for trial in study.get_trials(deepcopy=False) if study else ():
+            self._journalled += 1
             if trial.user_attrs.get("filled"):
                 outcome = _outcome(trial)
                 assert outcome is not None
@@ -282,6 +321,7 @@ class Proposals:
                 self._entries.append(entry)
             else:
                 self._entries[index] = entry
+        self._count_known()
         for index, entry in enumerate(self._entries[: self.count]):
             retry = entry.outcome is not None and entry.outcome.state == "failed"
             if entry.outcome is None or (retry and entry.attempt + 1 < self._attempts):
@@ -296,18 +336,29 @@ class Proposals:
             distributions=self._distributions,
             user_attrs={"index": index, "attempt": attempt, "lag": lag},
         )
-        self._journal.add_trial(trial)
-        return len(self._journal.get_trials(deepcopy=False)) - 1
+        self._enter(trial)
+        return self._journalled - 1
+
+    def _enter(self, trial: FrozenTrial) -> None:
+        if self._journal is not None:
+            self._journal.add_trial(trial)
+            self._journalled += 1
+            self._unsynced = True
 
 
-class _HeldLock(JournalFileOpenLock):
-    """No lock per line: the journal's own lock is held as long as it is open, and ends with the process."""
+class _Lines(JournalFileBackend):
+    """A journal's file. A line is in it at once, so a killed process loses none; `Proposals.sync` does for the machine.
 
-    def acquire(self) -> bool:
-        return True
+    No lock per line either: the journal's own lock is held as long as it is open.
+    """
 
-    def release(self) -> None:
-        pass
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with self.path.open("ab") as file:
+            file.writelines(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
 
 
 def _study(path: Path) -> optuna.Study | None:
@@ -324,19 +375,18 @@ def _study(path: Path) -> optuna.Study | None:
         ) from error
 
 
-def _new_study(path: Path, goal: str) -> optuna.Study:
-    return optuna.create_study(storage=_storage(path), direction=DIRECTIONS[goal])
+def _new_study(path: Path, goals: Sequence[str]) -> optuna.Study:
+    return optuna.create_study(storage=_storage(path), directions=[DIRECTIONS[goal] for goal in goals])
 
 
 def _storage(path: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=_HeldLock(str(path))))
+    return JournalStorage(_Lines(path))
 
 
 def _outcome(trial: FrozenTrial) -> Outcome | None:
     match trial.state:
         case TrialState.COMPLETE:
-            assert trial.value is not None
-            return complete(trial.value)
+            return complete(*trial.values)
         case TrialState.PRUNED:
             return pruned()
         case TrialState.FAIL:
@@ -354,18 +404,23 @@ def _drop_torn_line(path: Path) -> None:
         os.truncate(path, whole)
 
 
+def _same(values: Mapping[str, Any], outcome: Outcome) -> str:
+    """Equal for equal records."""
+    return repr((sorted(values.items()), outcome))
+
+
 def _hash(header: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _count(sampler: str, count: int | None, space: Space) -> int:
+def _count(sampler: str, count: int | None, space: Space, size: int) -> int:
+    """How many proposals there will be; `size` is that of the grid."""
     if count is not None and count < 1:
         raise ValueError(f"proposals must be at least 1, got {count}")
     if sampler != "grid":
         if count is None:
             raise ValueError(f"sampler={sampler} has no end of its own; say how many: proposals=12")
         return count
-    size = len(space.grid())
     if count is not None and count > size:
         axes = next(iter(space.searched), None)
         wider = f"raise space.{axes}.points, or " if axes else ""

@@ -255,6 +255,7 @@ def describe_spec(spec: Spec, claims: Sequence[Mapping[str, Any]], numbers: Mapp
         "conditions": list(study.conditions),
         "select": study.select._asdict(),
         "report": study.report._asdict(),
+        "objectives": [list(metric) for metric in spec.objectives],
         "claims": list(claims),
         "tuning_seeds": list(spec.tuning_seeds),
         "fresh_seeds": list(spec.fresh_seeds),

@@ -10,7 +10,7 @@ from rich.text import Text
 from analysis import plots, tables
 from analysis.claims import Claim, Decision, decide, decisions_table
 from analysis.curves import trunk
-from analysis.figures import draw_all
+from analysis.figures import by_groups, draw_all
 from analysis.frontier import frontier
 from analysis.reading import Reading
 from analysis.records import Records, RecordsError
@@ -27,7 +27,7 @@ def show_schedules(claims: Iterable[Claim]) -> Callable[[Records, Spec, Console]
         by = [*spec.space.cell_axes, *spec.compare] or ["method"]
         points = frontier(records, by=by)
         console.print("\n" + points.table("text", notes=False), highlight=False, soft_wrap=True, markup=False)
-        draw_all(records, folder, by)
+        draw_all(records, folder, by_groups(by))
         try:
             plots.save(_interpolation(records, spec), folder / "interpolation")
         except (RecordsError, ValueError) as error:
@@ -50,11 +50,9 @@ def show_reading(reading: Reading) -> Callable[[Records, Spec, Console], None]:
             (spec.folder / "summary.md").write_text(tables.of_frame(table, "markdown") + "\n")
         except RecordsError as error:
             console.print(Text(f"no summary: {error}"), soft_wrap=True)
-        for name, draw in reading.figures.items():
-            try:
-                plots.save(draw(records), folder / name)
-            except RecordsError as error:
-                console.print(Text(f"{name}: not drawn, {error}"), soft_wrap=True)
+        for line in draw_all(records, folder, reading.figures):
+            if "not drawn" in line:
+                console.print(Text(line), soft_wrap=True)
         show_claims(decide(reading.claims, records, reading.statistics), spec, console)
         console.print(f"pictures and tables: {folder}, {spec.folder}", highlight=False, soft_wrap=True)
 

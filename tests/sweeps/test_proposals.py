@@ -33,7 +33,7 @@ MIXED = parse(
     {**AXES, "layers": {"low": 1, "high": 8, "log": True, "points": 3}, "shape": {"choices": ["linear", "sqrt"]}},
     fields=FIELDS,
 )
-ADAPTIVE = ["tpe", "gp", "cmaes"]
+ADAPTIVE = ["tpe", "gp", "nsga2", "cmaes"]
 SAMPLERS = ["grid", "random", "qmc", *ADAPTIVE]
 
 
@@ -192,7 +192,7 @@ def _search_newest_first(folder, sampler):
             time.sleep(0.01)  # so that kills meet every part of the search
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes"])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "cmaes"])
 def test_killed_at_random_times_the_journal_opens_and_proposes_the_same(sampler, unbroken, tmp_path):
     delays = random.Random(0)
     kills = 0

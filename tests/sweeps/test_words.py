@@ -59,7 +59,7 @@ def planned(tmp_path, *arguments):
             ["objective=report/loss"],
             r"objective=report/loss is measured on report data, which must not guide a search.*select/loss",
         ),
-        (["objective=train/loss"], r"is no metric that a search may follow; the objective of wsd is select/loss"),
+        (["objective=train/loss"], r"less or more is better; say train/loss:min .*the objective of wsd is select/loss"),
         # seeds and search
         (["tuning_seeds=0"], r"at least one tuning seed"),
         (["seeds=-1"], r"seed"),
