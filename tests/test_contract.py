@@ -49,19 +49,36 @@ OTHER_VALUES = {
     "lanes": {"target": 0.5, "measure_every": 4},
     "river_valley": {**SCHEDULED, "valley": "hyperbola"},
     "bigram": SCHEDULED,
+    "lpn": {
+        "setting": "restricted",
+        "network": "norm_mlp",
+        "activation": "cosine",
+        "output": "cosine",
+        "loss": "l1",
+        "optimizer": "sgd",
+    },
 }
 # The method under which a schedule field is read.
+POOL = dict(setting="moderate", samples=4096)
 ONE_RUN = [{}, dict(method="wsd_s"), dict(method="wsd_s", earlier_budgets=(20,))]
 VARIANTS = {
     "wsd": [dict(method=method) for method in get_args(wsd_schedules.Method)],
     "river_valley": ONE_RUN,
     "bigram": ONE_RUN,
+    "lpn": [
+        {},
+        POOL,
+        {**POOL, "xor_rounds": 1, "block_bits": 1},
+        dict(setting="restricted"),
+        dict(network="sparse_mlp", keep_rate=0.8),
+    ],
 }
 # What makes a lane of a fused study diverge.
 DIVERGING = {
     "lanes": dict(learning_rate=1e30),
     "river_valley": dict(peak_lr=1e9),
     "bigram": dict(peak_lr=1e300),
+    "lpn": dict(learning_rate=1e39),
 }
 
 
