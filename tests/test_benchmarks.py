@@ -15,7 +15,7 @@ import torch
 from sweeps import wsd_budget
 from sweeps.engine import launch
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import arms, commands, forks, gpu, grids, loop, meter, planning
+from tests.benchmarks import arms, commands, forks, gpu, grids, lanes, loop, meter, packing, parity, planning
 from tests.benchmarks.settings import Measured, Settings
 from tests.benchmarks.wanted import WANTED, verdict
 from trainables import wsd
@@ -87,6 +87,14 @@ def test_the_loop_hands_back_what_is_wanted():
 
 
 BURN = "import time\nwhile time.process_time() < {}: pass\ntime.sleep(1)\n"  # rests, so that a sample sees all of it
+
+
+@pytest.mark.parametrize("benchmark", [lanes.lanes, packing.packing, parity.parity_secrets, parity.parity_walsh])
+def test_a_benchmark_of_lanes_hands_back_what_is_wanted(benchmark):
+    values = benchmark(QUICK).values
+    wanted = WANTED[benchmark.__name__]
+    assert values.keys() >= wanted.keys()
+    assert all(one.met(values[name]) for name, one in wanted.items() if not one.timed)
 
 
 def test_the_meter_sees_a_child_an_orphan_and_a_child_that_nobody_waited_for():

@@ -20,13 +20,21 @@ from rich.table import Table
 from tests.benchmarks.commands import shares, startup
 from tests.benchmarks.forks import fork
 from tests.benchmarks.grids import grid_function, grid_trainer
+from tests.benchmarks.lanes import lanes
 from tests.benchmarks.loop import loop
+from tests.benchmarks.packing import packing
+from tests.benchmarks.parity import parity_pack, parity_secrets, parity_walsh
 from tests.benchmarks.planning import plan
 from tests.benchmarks.settings import Measured, Settings, machine
+from tests.benchmarks.trivial import trivial
 from tests.benchmarks.wanted import WANTED, verdict
 
 BENCHMARKS: dict[str, Callable[[Settings], Measured]] = {
-    run.__name__: run for run in (plan, fork, loop, startup, shares, grid_trainer, grid_function)
+    run.__name__: run
+    for run in (
+        *(plan, fork, loop, startup, shares, grid_trainer, grid_function),
+        *(lanes, packing, trivial, parity_pack, parity_secrets, parity_walsh),
+    )
 }
 
 

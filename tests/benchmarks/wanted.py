@@ -44,6 +44,34 @@ WANTED: Mapping[str, Mapping[str, Wanted]] = {
     },
     "startup": {"wall_seconds": Wanted("scale=tiny, with Ray's start: the whole command", "<=", 45, "s")},
     "loop": {"part_of_bare": Wanted("training loop: tokens per CPU second, over a bare loop's", ">=", 0.95)},
+    "lanes": {
+        "closed_form_ratio": Wanted(
+            "512 lanes of 1-SAM in closed form: steps per CPU s over eager's", ">=", 100, "x"
+        ),
+        "vmap_ratio": Wanted("the same by torch.func.vmap", ">=", 30, "x"),
+        "largest_difference": Wanted("the same: largest difference of a weight to eager's", "<=", 1e-4, timed=False),
+    },
+    "packing": {
+        "worst_ratio": Wanted("chosen packs: CPU of a study's lanes over one at a time, worst study", "<=", 1.1, "x"),
+    },
+    "trivial": {
+        "trials_per_minute": Wanted("trials through Ray Tune, trivial training, TPE, Ray's start in it", ">=", 1000),
+        "lost": Wanted("the same: trials that did not complete", "=", 0, timed=False),
+    },
+    "parity_pack": {
+        "cpu_ratio": Wanted("16 parity nets 64x256: CPU of a Tune function trial each over one job's", ">=", 3, "x"),
+        "largest_difference": Wanted("the same: largest difference of a metric", "=", 0, timed=False),
+    },
+    "parity_secrets": {
+        "n16_wall_seconds": Wanted("secret of 16 bits at noise 0.1 found", "<=", 60, "s"),
+        "n12_wall_seconds": Wanted("secret of 12 bits at noise 0.45 found", "<=", 60, "s"),
+        "unsolved": Wanted("the same: secrets not found", "=", 0, timed=False),
+    },
+    "parity_walsh": {
+        "cpu_seconds": Wanted("Walsh-Hadamard, 26 bits at noise 0.498", "<=", 10, "s"),
+        "peak_gigabytes": Wanted("the same: peak memory", "<=", 1.5, "GB"),
+        "unsolved": Wanted("the same: secrets not found", "=", 0, timed=False),
+    },
     "fork": {
         "unequal_forks": Wanted("forks, cut anywhere, that differ from a straight run in a bit", "=", 0, timed=False)
     },
