@@ -31,7 +31,7 @@ def unit(vectors: Lanes, floor: float = 1e-12) -> tuple[Lanes, torch.Tensor]:
 
     A lane of length zero stays zero: guarded, never NaN.
     """
-    squares = sum(value.flatten(1).square().sum(1) for value in vectors.values())
+    squares = sum(value.reshape(len(value), -1).square().sum(1) for value in vectors.values())
     length = torch.sqrt(torch.as_tensor(squares))
     scale = torch.where(length > floor, 1 / length.clamp_min(floor), torch.zeros_like(length))
     return {name: value * spread(scale, value) for name, value in vectors.items()}, length
