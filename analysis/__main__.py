@@ -1,4 +1,4 @@
-"""`python -m analysis frontier|export|claims|replay|figures RESULTS`: read a results folder from the command line."""
+"""`python -m analysis summary|frontier|pareto|claims|replay|figures|export RESULTS`: results from the command line."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from rich.table import Table
 from analysis.claims import decide, decisions_table
 from analysis.figures import draw_all
 from analysis.frontier import AXES, frontier
+from analysis.pareto import objective_named, pareto
+from analysis.plots import save
+from analysis.reading import Reading
+from analysis.readings import by_study, reading_of
 from analysis.records import Records, RecordsError, open_records
 from analysis.replay import replay
-from analysis.tables import FORMATS
-from analysis.wsd_claims import CLAIMS
+from analysis.tables import FORMATS, of_frame
 
 WRONG_INPUT, UNREADABLE = 2, 1  # exit codes
+NO_TRIALS = "there are no trials in these records; widen --where, or open another folder"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,8 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _summary(records: Records, words: argparse.Namespace) -> None:
+    for each, title, reading in _problems(records):
+        table = of_frame(reading.summary(each), "markdown" if words.format == "rich" else words.format)
+        if words.format == "rich":
+            _rich(title, table, "", range(1))
+        else:
+            _write(table, words.out)
+
+
 def _frontier(records: Records, words: argparse.Namespace) -> None:
-    for each, title in _by_regime(records):
+    for each, title in _with_fields(records, words.by):
         found = frontier(each, x=words.x, by=words.by, reference=tuple(words.reference))
         if words.format != "rich":
             _write(found.table(words.format), words.out)
@@ -46,13 +59,29 @@ def _frontier(records: Records, words: argparse.Namespace) -> None:
         _rich(title, found.table("markdown", notes=False), frame[1] if len(frame) > 1 else "", keys)
 
 
+def _pareto(records: Records, words: argparse.Namespace) -> None:
+    objectives = [objective_named(text) for text in words.objective] if words.objective else None
+    for at, (each, title) in enumerate(_by_regime(records)):
+        found = pareto(each, objectives, by=words.by)
+        if words.figure is not None:
+            for file in save(found.plot(), words.figure + (f"_{at}" if at else "")):
+                print(file)
+        if words.format != "rich":
+            _write(found.table(words.format), words.out)
+            continue
+        table, _, rest = found.table("markdown").partition("\n\n")
+        below = "\n".join(line.removeprefix("- ") for line in rest.splitlines())
+        _rich(title, table, below, range(2 + len(found.by)))
+
+
 def _claims(records: Records, words: argparse.Namespace) -> None:
-    unknown = set(words.only or ()) - {c.id for c in CLAIMS}
+    ids = [claim.id for study in by_study(records) for claim in reading_of(study).claims]
+    unknown = set(words.only or ()) - set(ids)
     if unknown:
-        raise RecordsError(f"no claim {', '.join(sorted(unknown))}; there are {', '.join(c.id for c in CLAIMS)}")
-    chosen = [c for c in CLAIMS if not words.only or c.id in words.only]
-    for each, title in _by_regime(records):
-        decisions = decide(chosen, each)
+        raise RecordsError(f"no claim {', '.join(sorted(unknown))}; there are {', '.join(ids)}")
+    for each, title, reading in _problems(records):
+        chosen = [claim for claim in reading.claims if not words.only or claim.id in words.only]
+        decisions = decide(chosen, each, None if reading.one_regime else reading.statistics)
         if words.format != "rich":
             _write(decisions_table(decisions, words.format), words.out)
             continue
@@ -61,7 +90,7 @@ def _claims(records: Records, words: argparse.Namespace) -> None:
 
 
 def _replay(records: Records, words: argparse.Namespace) -> None:
-    for each, title in _by_regime(records):
+    for each, title in _with_fields(records, ["decay_fraction", "peak_lr"]):
         found = replay(each, brackets=words.brackets, arms=words.arms, seed=words.seed, decay_fraction=words.fraction)
         _write(
             (f"{title}\n\n" if title else "") + found.table("text" if words.format == "rich" else words.format),
@@ -75,9 +104,10 @@ def _export(records: Records, words: argparse.Namespace) -> None:
 
 
 def _figures(records: Records, words: argparse.Namespace) -> None:
-    for at, (each, _) in enumerate(_by_regime(records)):
-        folder = Path(words.out) / f"regime{at}" if len(records.regimes()) > 1 else Path(words.out)
-        for line in draw_all(each, folder):
+    problems = list(_problems(records))
+    for at, (each, _, reading) in enumerate(problems):
+        folder = Path(words.out) / f"problem{at}" if len(problems) > 1 else Path(words.out)
+        for line in draw_all(each, folder, reading.figures):
             print(line)
 
 
@@ -95,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     formats = ["rich", *FORMATS]
+    added = command("summary", _summary, "What each study's sweeps found, a row per cell and condition.")
+    added.add_argument("--format", choices=formats, default="rich")
+    added.add_argument("--out", metavar="FILE", help="write here instead of the terminal")
     added = command("frontier", _frontier, "What loss each method reaches per budget, and at what cost.")
     added.add_argument("--x", default="flops_nominal", metavar="COST", help=f"cost axis, one of {', '.join(AXES)}")
     added.add_argument(
@@ -103,6 +136,12 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--reference", nargs="+", default=["cosine"], metavar="GROUP", help="what others are compared with"
     )
+    added.add_argument("--format", choices=formats, default="rich")
+    added.add_argument("--out", metavar="FILE", help="write here instead of the terminal")
+    added = command("pareto", _pareto, "Which configs no other beats in all objectives, and their fresh seeds.")
+    added.add_argument("--objective", nargs="+", metavar="NAME:min|max", help="default: those that the sweep followed")
+    added.add_argument("--by", nargs="+", default=["cell"], metavar="FIELD", help="what makes a group (default: cell)")
+    added.add_argument("--figure", metavar="PATH", help="draw it too, as PATH.png and PATH.svg")
     added.add_argument("--format", choices=formats, default="rich")
     added.add_argument("--out", metavar="FILE", help="write here instead of the terminal")
     added = command("claims", _claims, "Decide the declared claims: reproduced, contradicted or undecided.")
@@ -149,10 +188,37 @@ def _typed(text: str) -> object:
 def _by_regime(records: Records) -> Iterator[tuple[Records, str]]:
     regimes = records.regimes()
     if not regimes:
-        raise RecordsError("there are no trials in these records; widen --where, or open another folder")
+        raise RecordsError(NO_TRIALS)
     differing = [k for k in regimes[0] if len({r[k] for r in regimes}) > 1]
     for regime in regimes:
         yield records.in_regime(regime), ", ".join(f"{k}={str(regime[k])[:12]}" for k in differing)
+
+
+def _problems(records: Records) -> Iterator[tuple[Records, str, Reading]]:
+    """What is read as one, with its title: a study, or each regime of a study whose losses do not compare."""
+    studies = by_study(records)
+    if not studies:
+        raise RecordsError(NO_TRIALS)
+    for study, own in studies.items():
+        reading = reading_of(study)
+        name = study if len(studies) > 1 else ""
+        if not reading.one_regime:
+            yield own, name, reading
+            continue
+        for each, title in _by_regime(own):
+            yield each, ": ".join(filter(None, [name, title])), reading
+
+
+def _with_fields(records: Records, names: Sequence[str]) -> Iterator[tuple[Records, str]]:
+    """The regimes of the studies that have these config fields. Raises RecordsError when no study has."""
+    if not len(records):
+        raise RecordsError(NO_TRIALS)
+    columns = {name: records.column(name) for name in names}
+    having = records.to_pandas()[list(columns.values())].notna().all(axis=1)
+    studies = sorted(set(records.to_pandas()["study"][having]))
+    if not studies:
+        raise RecordsError(f"no study here has all of {', '.join(names)}; name other fields, or narrow --where")
+    yield from _by_regime(records.where(study=studies))
 
 
 def _write(text: str, out: str | None) -> None:

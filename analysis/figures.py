@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -14,12 +14,12 @@ from analysis.frontier import frontier
 from analysis.records import Records, RecordsError
 
 
-def draw_all(records: Records, folder: str | Path, by: str | Sequence[str] = "method") -> list[str]:
-    """Write every figure these records (of one regime) allow; returns the files, and why others were not drawn."""
+def draw_all(records: Records, folder: str | Path, figures: Mapping[str, Callable[[Records], Figure]]) -> list[str]:
+    """Write every figure these records allow; returns the files, and why others were not drawn."""
     lines = []
-    for name, draw in FIGURES.items():
+    for name, draw in figures.items():
         try:
-            lines += [str(file) for file in plots.save(draw(records, by), Path(folder) / name)]
+            lines += [str(file) for file in plots.save(draw(records), Path(folder) / name)]
         except RecordsError as error:
             lines.append(f"{name}: not drawn, {error}")
     return lines
@@ -34,6 +34,15 @@ def _axes(records: Records, by: str | Sequence[str]) -> Figure:
     if not curves:
         raise RecordsError("neither the decay fraction nor the peak learning rate takes two values")
     return plots.plot_axis_curves(curves)
+
+
+def by_groups(by: str | Sequence[str] = "method") -> dict[str, Callable[[Records], Figure]]:
+    """The figures of schedules, each with its groups: name -> records of one regime to a figure."""
+
+    def grouped(draw: Callable[[Records, str | Sequence[str]], Figure]) -> Callable[[Records], Figure]:
+        return lambda records: draw(records, by)
+
+    return {name: grouped(draw) for name, draw in FIGURES.items()}
 
 
 FIGURES: dict[str, Callable[[Records, str | Sequence[str]], Figure]] = {

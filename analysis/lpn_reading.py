@@ -15,7 +15,7 @@ from scipy import stats
 
 from analysis.choice import trial_frame
 from analysis.claims import Claim, Evidence, Observation
-from analysis.plots import _legend_below, _panels, _styled, style
+from analysis.plots import legend_below, side_by_side, style, styled
 from analysis.reading import Reading
 from analysis.records import Records, RecordsError
 from analysis.stats import Interval
@@ -221,11 +221,11 @@ def summary(records: Records) -> pd.DataFrame:
     )
 
 
-@_styled
+@styled
 def plot_solved(records: Records) -> Figure:
     """Share of secrets found against the noise rate, by dimension, with Wilson's 95 % intervals."""
     table = costs(chosen(records))
-    figure, (axes,) = _panels(1, width=5.4, height=3.6)
+    figure, (axes,) = side_by_side(1, width=5.4, height=3.6)
     lines = list(table.groupby(["config.dimension", _kind(table)], sort=True))
     for at, ((dimension, kind), line) in enumerate(lines):
         _, colour, marker, dashes = style((f"n = {dimension}{kind}",), at)
@@ -237,15 +237,15 @@ def plot_solved(records: Records) -> Figure:
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel(LABELS["config.noise_rate"])
     axes.set_ylabel(LABELS["solved"])
-    _legend_below(figure, axes)
+    legend_below(figure, axes)
     return figure
 
 
-@_styled
+@styled
 def plot_samples(records: Records) -> Figure:
     """Median and range of the samples to the secret against the noise rate, maximum likelihood's drawn beside."""
     table = costs(chosen(records))
-    figure, (axes,) = _panels(1, width=5.4, height=3.9)
+    figure, (axes,) = side_by_side(1, width=5.4, height=3.9)
     for at, ((dimension, kind), line) in enumerate(table.groupby(["config.dimension", _kind(table)], sort=True)):
         _, colour, marker, dashes = style((f"n = {dimension}{kind}",), at)
         x = line["config.noise_rate"]
@@ -264,11 +264,11 @@ def plot_samples(records: Records) -> Figure:
     axes.set_xlabel(LABELS["config.noise_rate"])
     axes.set_ylabel(LABELS["samples"])
     axes.set_title("bars: from least to most; hollow: some secrets not found", fontsize=8.5)
-    _legend_below(figure, axes)
+    legend_below(figure, axes)
     return figure
 
 
-@_styled
+@styled
 def plot_device_seconds(records: Records) -> Figure:
     """Median device seconds of runs that trained alone against the noise rate: one type of device per panel."""
     rows = chosen(records)
@@ -277,7 +277,7 @@ def plot_device_seconds(records: Records) -> Figure:
         raise RecordsError(f"no net trained alone, and seconds in a pack are shared out: {_MAIN} resources.pack=1")
     table = costs(rows, extra=["device"])
     devices = sorted(table["device"].astype(str).unique())
-    figure, panels = _panels(len(devices), width=4.6, height=3.8, share_y=True)
+    figure, panels = side_by_side(len(devices), width=4.6, height=3.8, share_y=True)
     for axes, device in zip(panels, devices, strict=True):
         same = table[table["device"].astype(str) == device]
         for at, ((dimension, kind), line) in enumerate(same.groupby(["config.dimension", _kind(same)], sort=True)):
@@ -289,7 +289,7 @@ def plot_device_seconds(records: Records) -> Figure:
         axes.set_title(device, fontsize=8.5)
         axes.set_xlabel(LABELS["config.noise_rate"])
     panels[0].set_ylabel(LABELS["device_seconds_alone"])
-    _legend_below(figure, panels[0])
+    legend_below(figure, panels[0])
     return figure
 
 

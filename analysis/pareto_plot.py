@@ -10,18 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.pareto import Fresh, Pareto, ParetoPoint
-from analysis.plots import _label, _legend_below, _panels, _styled, style
+from analysis.plots import label_of, legend_below, side_by_side, style, styled
 
 LIGHT = 0.22  # opacity of the configs that another beats
 
 
-@_styled
+@styled
 def plot_pareto(found: Pareto) -> Figure:
     """A panel per budget, of the first two objectives: all configs light, the front as a staircase on tuning seeds, and
     what fresh seeds say of its configs with t intervals, joined to the point that they stand for."""
     budgets = sorted({budget for _, budget in found.groups()})
     groups = list(dict.fromkeys(group for group, _ in found.groups()))
-    figure, panels = _panels(len(budgets), width=5.4 if len(budgets) == 1 else 4.4, height=4.0)
+    figure, panels = side_by_side(len(budgets), width=5.4 if len(budgets) == 1 else 4.4, height=4.0)
     for axes, budget in zip(panels, budgets, strict=True):
         for at, group in enumerate(groups):
             points = [point for point in found.points if (point.group, point.budget) == (group, budget)]
@@ -30,7 +30,7 @@ def plot_pareto(found: Pareto) -> Figure:
         axes.set_title(f"{budget:,} steps")
         axes.set_xlabel(_axis_label(found, 0))
     panels[0].set_ylabel(_axis_label(found, 1))
-    _legend_below(figure, panels[0])
+    legend_below(figure, panels[0])
     return figure
 
 
@@ -75,5 +75,5 @@ def _bar(fresh: Fresh) -> list[list[float]] | None:
 
 def _axis_label(found: Pareto, place: int) -> str:
     objective, fresh = found.objectives[place], found.fresh_names[place]
-    beside = "" if fresh == objective.name else f"\nfilled: {_label(fresh)}"
-    return f"{_label(objective.name)}, {'less' if objective.goal == 'min' else 'more'} is better{beside}"
+    beside = "" if fresh == objective.name else f"\nfilled: {label_of(fresh)}"
+    return f"{label_of(objective.name)}, {'less' if objective.goal == 'min' else 'more'} is better{beside}"

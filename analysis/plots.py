@@ -67,7 +67,7 @@ _RC: Any = {
 P = ParamSpec("P")
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     @wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.rc_context(_RC):
@@ -89,13 +89,13 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
     return files
 
 
-@_styled
+@styled
 def plot_frontier(*frontiers: Frontier) -> Figure:
     """One panel per frontier (per checkpoint, whole family): report loss against cost with t intervals over roots.
 
     Filled markers are fresh seeds, hollow ones the tuning seeds that chose the config.
     """
-    figure, panels = _panels(len(frontiers), width=4.5 if len(frontiers) > 1 else 6.0, height=3.9, share_y=True)
+    figure, panels = side_by_side(len(frontiers), width=4.5 if len(frontiers) > 1 else 6.0, height=3.9, share_y=True)
     for axes, frontier in zip(panels, frontiers, strict=True):
         for at, group in enumerate(frontier.groups()):
             points = [p for p in frontier.points if p.group == group and p.cost is not None and np.isfinite(p.loss)]
@@ -113,17 +113,17 @@ def plot_frontier(*frontiers: Frontier) -> Figure:
             low, high = ([getattr(p.interval, end) for p in banded] for end in ("low", "high"))
             axes.fill_between([p.cost or 0.0 for p in banded], low, high, color=colour, alpha=0.13, linewidth=0)
         _log_x(axes, [p.cost for p in frontier.points if p.cost])
-        axes.set_xlabel(_label(frontier.x))
+        axes.set_xlabel(label_of(frontier.x))
         axes.set_title({"nominal": "per checkpoint", "family": "whole family"}.get(frontier.x.rsplit("_", 1)[-1], ""))
-    panels[0].set_ylabel(_label(frontiers[0].report))
-    _legend_below(figure, panels[0])
+    panels[0].set_ylabel(label_of(frontiers[0].report))
+    legend_below(figure, panels[0])
     return figure
 
 
-@_styled
+@styled
 def plot_differences(frontier: Frontier) -> Figure:
     """Difference to the reference per budget, paired by seed: what a root does to all cancels."""
-    figure, (axes,) = _panels(1, width=6.0, height=3.6)
+    figure, (axes,) = side_by_side(1, width=6.0, height=3.6)
     budgets = sorted({p.budget for p in frontier.points})
     groups = [g for g in frontier.groups() if g != frontier.reference]
     for at, group in enumerate(groups):
@@ -149,11 +149,11 @@ def plot_differences(frontier: Frontier) -> Figure:
     axes.set_xlabel(LABELS["budget"])
     axes.set_ylabel("loss difference (nats per token)")
     axes.set_title(f"against {reference}; bars: 95 % over roots")
-    _legend_below(figure, axes)
+    legend_below(figure, axes)
     return figure
 
 
-@_styled
+@styled
 def plot_trunk(trunk: Trunk, loss: str = "select/loss") -> Figure:
     """Loss and learning rate of a trunk and its branches against tokens."""
     figure = Figure(figsize=(6.6, 4.6), layout="constrained")
@@ -186,7 +186,7 @@ def plot_trunk(trunk: Trunk, loss: str = "select/loss") -> Figure:
             ha="center",
             fontsize=7,
         )
-    top.set_ylabel(_label(loss))
+    top.set_ylabel(label_of(loss))
     top.set_title(trunk.title + " (numbers: budget in steps)")
     top.legend(loc="upper right")
     bottom.set_ylabel(LABELS["lr"])
@@ -197,11 +197,11 @@ def plot_trunk(trunk: Trunk, loss: str = "select/loss") -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_axis_curves(curves: Sequence[AxisCurve]) -> Figure:
     """Best value of each tuned field per budget (line), its near-best set (bars) and all values tried (dots)."""
     fields = list(dict.fromkeys(c.axis for c in curves))
-    figure, panels = _panels(max(1, len(fields)), width=4.4 if len(fields) > 1 else 6.0, height=3.8)
+    figure, panels = side_by_side(max(1, len(fields)), width=4.4 if len(fields) > 1 else 6.0, height=3.8)
     for axes, field in zip(panels, fields, strict=True):
         mine = [c for c in curves if c.axis == field]
         groups = list(dict.fromkeys(c.group for c in mine))
@@ -226,7 +226,7 @@ def plot_axis_curves(curves: Sequence[AxisCurve]) -> Figure:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}"))
         axes.set_xlabel(LABELS["budget"])
-        axes.set_ylabel(_label(field))
+        axes.set_ylabel(label_of(field))
         axes.set_title("bars: within 3e-3 nats or two seed sigmas")
     handles = {
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
@@ -235,7 +235,7 @@ def plot_axis_curves(curves: Sequence[AxisCurve]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_interpolation(table: pd.DataFrame) -> Figure:
     """Select loss along straight lines between checkpoints, a panel per kind of line.
 
@@ -245,7 +245,7 @@ def plot_interpolation(table: pd.DataFrame) -> Figure:
     if missing:
         raise ValueError(f"the interpolation table lacks {', '.join(sorted(missing))}")
     kinds = list(dict.fromkeys(table["pair"]))
-    figure, panels = _panels(len(kinds), width=3.3, height=3.4, share_y=True)
+    figure, panels = side_by_side(len(kinds), width=3.3, height=3.4, share_y=True)
     for axes, kind in zip(panels, kinds, strict=True):
         rows = table[table["pair"] == kind]
         for at, ((start, stop), line) in enumerate(rows.groupby(["from_step", "to_step"], sort=True)):
@@ -260,10 +260,10 @@ def plot_interpolation(table: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_hill_and_river(split: pd.DataFrame) -> Figure:
     """The split of `curves.hill_and_river`: trunk and decayed loss with the hill between them, and the hill alone."""
-    figure, (left, right) = _panels(2, width=4.2, height=3.4)
+    figure, (left, right) = side_by_side(2, width=4.2, height=3.4)
     x = split["tokens"]
     left.plot(x, split["trunk"], color=STYLES["cosine"][1], marker="o", label="at the fork")
     left.plot(x, split["river"], color=STYLES["wsd_s"][1], marker="^", linestyle="-.", label="after the decay (river)")
@@ -279,10 +279,10 @@ def plot_hill_and_river(split: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_best_of_k(frontier: Frontier) -> Figure:
     """Expected loss (tuning seeds) of the best of k configs, chosen on select, at the largest budget of each group."""
-    figure, (axes,) = _panels(1, width=5.4, height=3.4)
+    figure, (axes,) = side_by_side(1, width=5.4, height=3.4)
     for at, group in enumerate(frontier.groups()):
         last = max((p for p in frontier.points if p.group == group), key=lambda p: p.budget)
         name, colour, marker, dashes = style(group, at)
@@ -292,7 +292,7 @@ def plot_best_of_k(frontier: Frontier) -> Figure:
     axes.set_xlabel("configs tried, k")
     axes.set_ylabel("expected report loss of the chosen\n(nats per token)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend_below(figure, axes)
+    legend_below(figure, axes)
     return figure
 
 
@@ -306,12 +306,12 @@ def style(group: tuple[Any, ...], at: int) -> tuple[str, str, str, Any]:
     return name, *_SPARE[at % len(_SPARE)]
 
 
-def _panels(count: int, width: float, height: float, share_y: bool = False) -> tuple[Figure, list[Axes]]:
+def side_by_side(count: int, width: float, height: float, share_y: bool = False) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(width * count, height), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False, sharey=share_y)[0])
 
 
-def _legend_below(figure: Figure, axes: Axes) -> None:
+def legend_below(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
@@ -350,7 +350,7 @@ def _human(value: float, _: Any = None) -> str:
     return f"{value:g}"
 
 
-def _label(name: str) -> str:
+def label_of(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
 
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter
 
 from analysis.choice import trial_frame
 from analysis.claims import Claim, Evidence, Observation, Statistic
-from analysis.plots import _panels, _styled, style
+from analysis.plots import side_by_side, style, styled
 from analysis.reading import Reading
 from analysis.records import Records, RecordsError
 
@@ -267,12 +267,12 @@ def _measured(records: Records, problem: str) -> pd.DataFrame:
     return rows[rows["step"] > rows["config.warm_steps"]].sort_values("step")
 
 
-@_styled
+@styled
 def plot_paths(records: Records) -> Figure:
     """Ways of (x1, x2) on the four-weight problem, each mode over the function that it should minimize (star)."""
     rows = _measured(records, "toy4d")
     rows = rows[rows["config.radius"] == min(set(rows["config.radius"]), key=lambda radius: abs(radius - 0.2))]
-    figure, panels = _panels(len(HEIGHTS), width=3.4, height=3.8)
+    figure, panels = side_by_side(len(HEIGHTS), width=3.4, height=3.8)
     at_x, at_y = np.meshgrid(np.linspace(-0.15, 1.15, 80), np.linspace(-0.15, 1.15, 80))
     modes = list(dict.fromkeys(rows["config.mode"]))
     for axes, (title, (height, least, aim)) in zip(panels, HEIGHTS.items(), strict=True):
@@ -294,14 +294,14 @@ def plot_paths(records: Records) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_top_share(records: Records) -> Figure:
     """Share of the largest eigenvalue in the trace against the time after the trunk, by mode; bands over seeds."""
     rows = _measured(records, "mlp_small")
     rows = rows[rows["config.mode"] != "gd"]
     if rows.empty:
         raise RecordsError("there are no trials with a radius on problem=mlp_small; run preset=small_net or m_sweep")
-    figure, (axes,) = _panels(1, width=5.6, height=3.6)
+    figure, (axes,) = side_by_side(1, width=5.6, height=3.6)
     for place, ((mode, group), same) in enumerate(rows.groupby(["config.mode", "config.group"])):
         name = f"m-SAM, m = {group}" if mode == "m_sam" else NAMES[str(mode)]
         _, colour, _, dashes = style((name,), place)
@@ -315,7 +315,7 @@ def plot_top_share(records: Records) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_limits(records: Records) -> Figure:
     """Final curvatures on the four-weight problem by mode over their least values; filled where it is predicted."""
     frame = trial_frame(records)
@@ -323,7 +323,7 @@ def plot_limits(records: Records) -> Figure:
     modes = [mode for mode in MINIMIZED if mode in set(frame["config.mode"])]
     if not modes:
         raise RecordsError("there are no completed trials of problem=toy4d")
-    figure, (axes,) = _panels(1, width=6.2, height=3.6)
+    figure, (axes,) = side_by_side(1, width=6.2, height=3.6)
     labels = {"lambda_1": "largest eigenvalue", "lambda_min": "smallest nonzero", "trace": "trace"}
     for place, (column, label) in enumerate(labels.items()):
         _, colour, marker, _ = style((label,), place)
@@ -343,14 +343,14 @@ def plot_limits(records: Records) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def plot_pace(records: Records) -> Figure:
     """Largest eigenvalue of full-batch SAM on the four-weight problem against steps and against time, by radius."""
     rows = _measured(records, "toy4d")
     rows = rows[rows["config.mode"] == "full_sam"]
     if rows["config.radius"].nunique() < 2:
         raise RecordsError("there is one radius of full-batch SAM only; run preset=default or radii")
-    figure, panels = _panels(2, width=3.8, height=3.5, share_y=True)
+    figure, panels = side_by_side(2, width=3.8, height=3.5, share_y=True)
     for place, (radius, same) in enumerate(rows.groupby("config.radius")):
         name, colour, _, dashes = style((f"radius {radius:g}",), place)
         for number, (_, curve) in enumerate(same.groupby("trial")):

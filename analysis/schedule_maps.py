@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from analysis.paired_schedules import Cell, mapped, tuned
-from analysis.plots import LABELS, STYLES, _styled
+from analysis.plots import LABELS, STYLES, styled
 from analysis.records import Records, RecordsError
 
 NAMES = {
@@ -37,7 +37,7 @@ WIDE = 10  # terms that fall by more than this factor are drawn on a log scale
 SMALLEST = 1e-3  # of the colour scale's linear middle, as a share of its reach
 
 
-@_styled
+@styled
 def plot_map(table: pd.DataFrame, *, rows: str, columns: str, panels: str | None = None) -> Figure:
     """Mean `difference` (WSD minus cosine) over two columns of a table of seeds, a panel per value of a third."""
     if table.empty:
@@ -94,7 +94,7 @@ def _draw_map(axes: Axes, cells: dict[tuple[float, ...], Cell], norm: SymLogNorm
     axes.set_yticks(list(shown), [f"{ys[at]:.2g}" for at in shown], fontsize=7)
 
 
-@_styled
+@styled
 def plot_components(records: Records, frame: pd.DataFrame, terms: Sequence[str], title: str = "") -> Figure:
     """The select loss and its terms along training, and the rate below, of WSD and cosine at the largest budget.
 
@@ -128,7 +128,7 @@ def plot_components(records: Records, frame: pd.DataFrame, terms: Sequence[str],
     return figure
 
 
-@_styled
+@styled
 def plot_best_peaks(frame: pd.DataFrame, by: Sequence[str]) -> Figure:
     """The peak that tuning chooses per budget and method, a panel per condition; hollow at an end of those tried."""
     choices = tuned(frame, by)

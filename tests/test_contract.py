@@ -15,7 +15,7 @@ import torch
 from search_spaces import load, parse, resolve
 from search_spaces.fields import SpaceError, field_comments, field_types
 from sweeps.engine.plan import make_trial, plan
-from trainables import wsd, wsd_schedules
+from trainables import wsd_schedules
 from trainables.common.timeline import place, total_steps
 from trainables.pack import train_pack
 from trainables.registry import STUDIES
@@ -49,6 +49,24 @@ OTHER_VALUES = {
     "lanes": {"target": 0.5, "measure_every": 4},
     "river_valley": {**SCHEDULED, "valley": "hyperbola"},
     "bigram": SCHEDULED,
+    "flatness": {
+        "architecture": "no_bias",
+        "algorithm": "gd",
+        "data": "ball",
+        "loss": "logistic",
+        "later_learning_rates": (0.02,),
+        "later_rhos": (0.3,),
+        "phase_parts": (1.0, 2.0),
+        "interpolated_below": 1e3,
+        "dimension": 8,
+    },
+    "sam_bias": {
+        "problem": "quadratic",
+        "mode": "one_sam",
+        "precision": "float32",
+        "groups": 1,
+        "time_per_step": 1e-3,
+    },
     "lpn": {
         "setting": "restricted",
         "network": "norm_mlp",
@@ -65,6 +83,22 @@ VARIANTS = {
     "wsd": [dict(method=method) for method in get_args(wsd_schedules.Method)],
     "river_valley": ONE_RUN,
     "bigram": ONE_RUN,
+    "flatness": [
+        {},
+        dict(algorithm="sgd"),
+        dict(algorithm="label_noise"),
+        dict(loss="logistic"),
+        dict(architecture="sim_ln_projected"),
+        dict(architecture="sim_bn"),
+        dict(phase_parts=(1.0, 1.0), later_learning_rates=(0.01,), later_rhos=(0.1,)),
+    ],
+    "sam_bias": [
+        {},
+        {"problem": "quadratic"},
+        {"problem": "mlp_small"},
+        {"mode": "m_sam", "problem": "mlp_small"},
+        {"mode": "worst"},
+    ],
     "lpn": [
         {},
         POOL,
@@ -79,6 +113,7 @@ DIVERGING = {
     "river_valley": dict(peak_lr=1e9),
     "bigram": dict(peak_lr=1e300),
     "lpn": dict(learning_rate=1e39),
+    "flatness": dict(learning_rate=1e30),
 }
 
 

@@ -32,7 +32,7 @@ def at_tiny_scale(command: str, folder: Path) -> str:
         trials = analysis.open(folder / "results").where(method="wsd", budget_steps=40, status="complete").trials
         trial = trials["trial"][0].as_py()
         return re.sub(r'"wsd [^"]*"', trial, command).replace("--at 600 --decay 60", "--at 20 --decay 6")
-    if "sweeps/wsd_budget.py" not in command or "--help" in command:
+    if "sweeps/" not in command or "--help" in command:
         return command
     command = re.sub(r" (scale|executor|tracking)=\S+", "", command)
     return command + " scale=tiny executor=local tracking=none"

@@ -1,6 +1,9 @@
 """The studies by name: a new one adds its line here."""
 
-from trainables import bigram, lpn, river_valley, wsd
+from trainables import bigram, flatness, lpn, river_valley, sam_bias, wsd
 from trainables.study import AnyStudy
 
-STUDIES: dict[str, AnyStudy] = {study.name: study for study in (wsd.STUDY, lpn.STUDY, river_valley.STUDY, bigram.STUDY)}
+STUDIES: dict[str, AnyStudy] = {
+    study.name: study
+    for study in (wsd.STUDY, flatness.STUDY, sam_bias.STUDY, lpn.STUDY, river_valley.STUDY, bigram.STUDY)
+}

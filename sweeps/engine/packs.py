@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,18 @@ WORTH_MEASURING = 8  # steps to train over those of one try: with less, measurin
 
 @dataclass(frozen=True)
 class PackSize:
-    """The lanes that one pack takes, and the seconds per lane of a stand-in at each size that was tried."""
+    """The lanes that one pack takes, and the seconds per lane of a stand-in at each size that was tried.
+
+    `open`: the largest size tried was the fastest, and there were no more lanes to try.
+    """
 
     lanes: int
     tried: dict[int, float]
+    open: bool
+
+    def settles(self, lanes: int) -> bool:
+        """Is this the answer for so many lanes, too?"""
+        return not self.open or lanes < GROWTH * max(self.tried)
 
 
 def pack_size(folder: Path, study: FusedStudy, configs: Sequence[Any], run: Run) -> int:
@@ -41,18 +49,18 @@ def pack_size(folder: Path, study: FusedStudy, configs: Sequence[Any], run: Run)
     """
     file = _file(folder, study, configs[0], run.device)
     stored = _read(file)
-    if stored is None:
+    if stored is None or not stored.settles(len(configs)):
         if not worth_measuring(study, configs):
             return len(configs)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):  # two jobs that measured at once would disturb and contradict each other
             stored = _read(file)
-            if stored is None or (stored.lanes == max(stored.tried) < len(configs)):
+            if stored is None or not stored.settles(len(configs)):
                 stored = measure(study, configs, run)
                 written = file.with_suffix(".writing")
-                written.write_text(json.dumps({"lanes": stored.lanes, "tried": stored.tried}))
+                written.write_text(json.dumps(asdict(stored)))
                 os.replace(written, file)
-    return stored.lanes
+    return len(configs) if stored.open else stored.lanes
 
 
 def worth_measuring(study: FusedStudy, configs: Sequence[Any]) -> bool:
@@ -65,16 +73,16 @@ def measure(study: FusedStudy, configs: Sequence[Any], run: Run) -> PackSize:
     short = [study.short(config) for config in configs]
     _seconds(study, short[:1], run)  # first calls load libraries
     tried: dict[int, float] = {}
-    size = 1
-    while True:
+    size, more = 1, True
+    while more:
         took = _seconds(study, short[:size], run)
         tried[size] = took / size
-        slower = tried[size] > NEAR_FASTEST * min(tried.values())
-        if slower or took > LONGEST_TRY_SECONDS or size == len(short):
-            break
-        size = min(size * GROWTH, len(short))
+        pays = tried[size] <= NEAR_FASTEST * min(tried.values()) and took <= LONGEST_TRY_SECONDS
+        more = pays and size < len(short)
+        size = min(size * GROWTH, len(short)) if more else size
     fastest = min(tried.values())
-    return PackSize(min(lanes for lanes, each in tried.items() if each <= NEAR_FASTEST * fastest), tried)
+    best = min(lanes for lanes, each in tried.items() if each <= NEAR_FASTEST * fastest)
+    return PackSize(best, tried, open=pays and best == size)
 
 
 def _seconds(study: FusedStudy, configs: Sequence[Any], run: Run) -> float:
@@ -98,6 +106,7 @@ def _read(file: Path) -> PackSize | None:
     """A stored size; a damaged file counts as none."""
     try:
         values = json.loads(file.read_text())
-        return PackSize(int(values["lanes"]), {int(lanes): float(each) for lanes, each in values["tried"].items()})
+        tried = {int(lanes): float(each) for lanes, each in values["tried"].items()}
+        return PackSize(int(values["lanes"]), tried, bool(values["open"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

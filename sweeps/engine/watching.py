@@ -8,7 +8,7 @@ from sweeps.engine.spec import Spec
 from sweeps.engine.store import Commit
 from sweeps.engine.tracking import Mirror
 from sweeps.engine.worker import Job
-from trainables.study import Row
+from trainables.study import FusedStudy, Row
 
 
 class ProgressWatcher:
@@ -21,6 +21,7 @@ class ProgressWatcher:
         self.done: dict[str, int] = {}  # running job -> steps that it committed
         self.steps: dict[str, int] = {}
         self.waiting_since: dict[str, float] = {}
+        self.spent: dict[str, float] = {}  # running job of lanes -> their seconds
 
     def planned(self, driver: Driver, new: Plan) -> None:
         coming = sum(self.steps[job] - self.done[job] for job in self.done)
@@ -37,8 +38,11 @@ class ProgressWatcher:
 
     def committed(self, commit: Commit, rows: list[Row]) -> None:
         spent = commit.train_seconds + commit.evaluation_seconds + commit.checkpoint_seconds
-        began = self.waiting_since.pop(commit.job, None)
-        startup = 0.0 if began is None else max(0.0, self.progress.clock() - began - spent)
+        startup = 0.0
+        if isinstance(self.spec.study, FusedStudy):
+            self.spent[commit.job] = self.spent.get(commit.job, 0.0) + spent  # the lanes of a pack end together
+        elif commit.job in self.waiting_since:
+            startup = max(0.0, self.progress.clock() - self.waiting_since.pop(commit.job) - spent)
         self.done[commit.job] = self.done.get(commit.job, 0) + commit.executed_steps
         self.progress.stage_finished(
             commit.executed_steps,
@@ -70,7 +74,10 @@ class ProgressWatcher:
 
     def job_ended(self, job: Job, error: str | None) -> None:
         self.done.pop(job.name, None)
-        self.waiting_since.pop(job.name, None)
+        began = self.waiting_since.pop(job.name, None)
+        if job.name in self.spent and began is not None:
+            beside = self.progress.clock() - began - self.spent.pop(job.name)
+            self.progress.stage_finished(0, startup_seconds=max(0.0, beside))
         self.progress.job_ended(job.name)
         if error is not None:
             self.progress.message(f"{job.name}: {error}; what it had not committed is tried again")

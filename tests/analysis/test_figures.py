@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 import analysis
 from analysis import plots
-from analysis.figures import draw_all
+from analysis.figures import by_groups, draw_all
 from tests.analysis.conftest import Maker, hill
 
 
@@ -46,7 +46,7 @@ def texts_inside(figure: Figure) -> None:
 
 
 def test_every_figure_is_written_twice_and_nothing_is_cut_off(records, tmp_path: Path):
-    written = draw_all(records, tmp_path)
+    written = draw_all(records, tmp_path, by_groups())
     assert len(written) == 12, written
     for line in written:
         file = Path(line)
@@ -103,7 +103,7 @@ def test_hill_is_the_height_of_the_truth(records):
 
 
 def test_what_cannot_be_drawn_is_said(make_records, tmp_path: Path):
-    lines = draw_all(make_records(methods=("cosine",), peaks=(1e-3,), tuning=(0,)), tmp_path)
+    lines = draw_all(make_records(methods=("cosine",), peaks=(1e-3,), tuning=(0,)), tmp_path, by_groups())
     assert any(line.startswith("trunk: not drawn") for line in lines)
     assert any(line.startswith("best_values: not drawn") for line in lines)
 

@@ -45,9 +45,7 @@ WANTED: Mapping[str, Mapping[str, Wanted]] = {
     "startup": {"wall_seconds": Wanted("scale=tiny, with Ray's start: the whole command", "<=", 45, "s")},
     "loop": {"part_of_bare": Wanted("training loop: tokens per CPU second, over a bare loop's", ">=", 0.95)},
     "lanes": {
-        "closed_form_ratio": Wanted(
-            "512 lanes of 1-SAM in closed form: steps per CPU s over eager's", ">=", 100, "x"
-        ),
+        "closed_form_ratio": Wanted("512 lanes of 1-SAM in closed form: steps per CPU s over eager's", ">=", 100, "x"),
         "vmap_ratio": Wanted("the same by torch.func.vmap", ">=", 30, "x"),
         "largest_difference": Wanted("the same: largest difference of a weight to eager's", "<=", 1e-4, timed=False),
     },

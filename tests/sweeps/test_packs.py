@@ -161,6 +161,15 @@ def test_the_pack_that_pays_is_found_stored_and_reused(tmp_path):
     assert packs.pack_size(tmp_path, study, configs, run) == 16
 
 
+def test_a_size_found_with_few_lanes_is_measured_again_with_many(tmp_path):
+    study, run = costly_alone(1000), LocalRun()
+    few, many = ([replace(LANES.tiny, budget_steps=2000, seed=seed) for seed in range(lanes)] for lanes in (4, 64))
+    assert packs.pack_size(tmp_path, study, few, run) == 4
+    never = replace(study, train=lambda configs, run: pytest.fail("measured again"))
+    assert packs.pack_size(tmp_path, never, few * 2, run) == 8  # not many more: they go together
+    assert packs.pack_size(tmp_path, study, many, run) == 64
+
+
 def test_lanes_that_do_not_pay_train_one_at_a_time(tmp_path):
     configs = [replace(LANES.tiny, budget_steps=2000, seed=seed) for seed in range(8)]
     assert packs.pack_size(tmp_path, costly_alone(1), configs, LocalRun()) == 1

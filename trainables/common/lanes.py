@@ -31,10 +31,15 @@ def unit(vectors: Lanes, floor: float = 1e-12) -> tuple[Lanes, torch.Tensor]:
 
     A lane of length zero stays zero: guarded, never NaN.
     """
+    scale, length = inverse_length(vectors, floor)
+    return {name: value * spread(scale, value) for name, value in vectors.items()}, length
+
+
+def inverse_length(vectors: Lanes, floor: float = 1e-12) -> tuple[torch.Tensor, torch.Tensor]:
+    """One over the length of each lane's vector over all its tensors, and the length, shape [P]; 0 for length zero."""
     squares = sum(value.reshape(len(value), -1).square().sum(1) for value in vectors.values())
     length = torch.sqrt(torch.as_tensor(squares))
-    scale = torch.where(length > floor, 1 / length.clamp_min(floor), torch.zeros_like(length))
-    return {name: value * spread(scale, value) for name, value in vectors.items()}, length
+    return torch.where(length > floor, 1 / length.clamp_min(floor), torch.zeros_like(length)), length
 
 
 class Alive:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from trainables.common.lanes import Lanes, spread, unit
+from trainables.common.lanes import Lanes, inverse_length, spread, unit
 
 Gradient = Callable[[Lanes], Lanes]
 SampleGradient = Callable[[Lanes, torch.Tensor], Lanes]
@@ -33,7 +33,8 @@ def ascent(weights: Lanes, gradient: Lanes, radius: torch.Tensor, adaptive: bool
             [1.0000, 1.0000]])
     """
     if not adaptive:
-        return moved(weights, unit(gradient)[0], radius)
+        reach = radius * inverse_length(gradient)[0]  # one pass over the weights: it is most of a small step
+        return {name: torch.addcmul(value, spread(reach, value), gradient[name]) for name, value in weights.items()}
     scaled, _ = unit({name: value.abs() * gradient[name] for name, value in weights.items()})
     return moved(weights, {name: value.abs() * scaled[name] for name, value in weights.items()}, radius)
 
