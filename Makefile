@@ -37,6 +37,7 @@ bench: $(STAMP)
 
 bench-gpu: $(STAMP)
 	@$(RUN) -m tests.benchmarks.gpu $(ARGS)
+	@$(RUN) -m tests.benchmarks.parity
 
 setup: $(STAMP)
 
