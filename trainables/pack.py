@@ -10,7 +10,6 @@ from typing import Any
 from trainables.study import (
     Branch,
     Cost,
-    DiskFailed,
     Diverged,
     FusedStudy,
     Row,
@@ -40,6 +39,8 @@ class PackRun:
         self.shared = Cost()  # of each lane that is still alive
         self.since = time.perf_counter()
         self.evaluation = 0.0  # seconds of it since then
+        self.measuring_since: float | None = None
+        self.fault: Exception | None = None  # what taking in a lane's end raised
 
     def report(self, *, lane: int, step: int, full: bool = False, **metrics: float | Sequence[float]) -> None:
         """Take in a measurement of a lane; `full`, or a metric that is not finite, ends it. Later ones are ignored."""
@@ -60,9 +61,12 @@ class PackRun:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.evaluation += time.perf_counter() - began
+        self.measuring_since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.evaluation += time.perf_counter() - self.measuring_since
+            self.measuring_since = None
 
     def should_stop(self) -> bool:
         return self.run.should_stop()
@@ -70,20 +74,27 @@ class PackRun:
     def end(self, lane: int, step: int, status: Any = "complete", error: str | None = None) -> None:
         """Commit a lane with its share of the time so far."""
         now = time.perf_counter()
+        if self.measuring_since is not None:  # lanes end while they are measured
+            self.evaluation += now - self.measuring_since
+            self.measuring_since = now
         self.shared.train_seconds += max(0.0, now - self.since - self.evaluation) / len(self.alive)
         self.shared.evaluation_seconds += self.evaluation / len(self.alive)
         self.since, self.evaluation = now, 0.0
         self.alive.remove(lane)
         cost = Cost(self.shared.train_seconds, self.shared.evaluation_seconds)
-        self.commit(lane, Stage(self.branches[lane], self.rows[lane], None, cost, step, status, error))
+        try:
+            self.commit(lane, Stage(self.branches[lane], self.rows[lane], None, cost, step, status, error))
+        except Exception as fault:
+            self.fault = fault
+            raise
 
 
 def train_pack(study: FusedStudy, configs: Sequence[Any], run: Run, *, commit: Commit) -> None:
     """Train configs of equal shape together; each lane's stage is handed to `commit` when it ends.
 
     What a pack raises may be one lane's fault, or memory: the lanes that had not ended are trained again one at a time,
-    and only one that raises alone ends as failed. Raises Stopped when the run is asked to stop, and ValueError for
-    configs of several shapes.
+    and only one that raises alone ends as failed. Raises Stopped when the run is asked to stop, ValueError for configs
+    of several shapes, and whatever `commit` raises.
     """
     shapes = {repr(study.shape(config)) for config in configs}
     if len(shapes) > 1:
@@ -94,9 +105,11 @@ def train_pack(study: FusedStudy, configs: Sequence[Any], run: Run, *, commit: C
         if pack.alive and not run.should_stop():
             lanes = ", ".join(map(str, sorted(pack.alive)))
             raise RuntimeError(f"{study.name} returned before lanes {lanes} ended; report each last with full=True")
-    except (Stopped, DiskFailed):
+    except Stopped:
         raise
     except Exception:
+        if pack.fault is not None or not pack.alive:
+            raise  # not a lane's fault
         if len(configs) == 1:
             pack.end(0, 0, "failed", traceback.format_exc())
             return

@@ -84,10 +84,6 @@ class Diverged(Exception):
         self.step = step
 
 
-class DiskFailed(OSError):
-    """What is trained cannot be written; it is not the study's fault, so no lane or branch counts as failed."""
-
-
 class Stopped(Exception):
     """The run was asked to stop (Ctrl-C, a time limit). What was committed stays."""
 

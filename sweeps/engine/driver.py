@@ -102,7 +102,7 @@ class Driver:
         self.watchers = list(watchers)
         self.entries: list[Entry] = []
         self.session: dict[str, Commit] = {}
-        self.heard_of: set[str] = set()
+        self.heard_of = {name.partition("#")[0] for name in self.index.commits}
         self.keep: frozenset[str] = frozenset()
         self._stale = True
         self._lossy = True
@@ -172,6 +172,7 @@ class Driver:
         """A job ended. With `error` its process died or its disk failed: its items are tried again, then given up."""
         job = self.queue.ended(name)
         if error is not None:
+            self._take_in_unheard()
             for item, _ in job.items:
                 points = [point for branch in item.branch.stages() for point in branch.points]
                 there = {point: self.index.measured(point.key) for point in points}
@@ -183,6 +184,13 @@ class Driver:
             watcher.job_ended(job, error)
         self._settle()
         self._drop_forks()
+
+    def _take_in_unheard(self) -> None:
+        """What a dead process had committed, but could not tell."""
+        for name in self.store.names():
+            if name not in self.heard_of:
+                self.heard_of.add(name)
+                self._take_in(name)
 
     def refresh(self) -> None:
         """Read the store again and settle what it answers: after an interruption, jobs may have committed unheard."""

@@ -12,6 +12,7 @@ from sweeps.engine.worker import Job, longest_first
 
 SMALLEST_JOB_STEPS = 100  # below, a job costs more than it parallelises
 MOST_LANES = 4096  # of one job
+APART = 16  # parts of a job whose process died
 RETRIES = 2  # of an item whose process died
 
 
@@ -71,9 +72,15 @@ class Queue:
         return taken
 
     def _lanes(self, ready: list[Item]) -> list[Item]:
-        """The share of one job among the items of the first one's shape."""
-        alike = [item for item in ready if item.shape == ready[0].shape]
-        return alike[: self.shares[ready[0].shape]]
+        """The share of one job among the items of the first one's shape.
+
+        One lane may have killed the process of all: those that died go in smaller jobs, then each alone.
+        """
+        first = ready[0]
+        died = self.deaths.get(first.branch.key, 0)
+        alike = [item for item in ready if item.shape == first.shape and self.deaths.get(item.branch.key, 0) == died]
+        share = self.shares[first.shape]
+        return alike[: share if died == 0 else ceil(share / APART) if died == 1 else 1]
 
     def ended(self, name: str) -> Job:
         return self.running.pop(name)

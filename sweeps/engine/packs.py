@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock
 
 from trainables.pack import train_pack
-from trainables.study import FusedStudy, LocalRun, Run
+from trainables.study import FusedStudy, LocalRun, Run, Stage
 
 GROWTH = 4  # a pack is tried at 1, 4, 16 ... lanes
 NEAR_FASTEST = 1.05  # the smallest pack within 5 % of the fastest is taken
@@ -56,11 +56,18 @@ def pack_size(folder: Path, study: FusedStudy, configs: Sequence[Any], run: Run)
         with FileLock(f"{file}.lock"):  # two jobs that measured at once would disturb and contradict each other
             stored = _read(file)
             if stored is None or not stored.settles(len(configs)):
-                stored = measure(study, configs, run)
+                try:
+                    stored = measure(study, configs, run)
+                except StandInFailed:
+                    return len(configs)  # whose lane it is that raises, their pack will find out
                 written = file.with_suffix(".writing")
                 written.write_text(json.dumps(asdict(stored)))
                 os.replace(written, file)
     return len(configs) if stored.open else stored.lanes
+
+
+class StandInFailed(RuntimeError):
+    """A short stand-in raised, so that its time says nothing."""
 
 
 def worth_measuring(study: FusedStudy, configs: Sequence[Any]) -> bool:
@@ -82,7 +89,7 @@ def measure(study: FusedStudy, configs: Sequence[Any], run: Run) -> PackSize:
         size = min(size * GROWTH, len(short)) if more else size
     fastest = min(tried.values())
     best = min(lanes for lanes, each in tried.items() if each <= NEAR_FASTEST * fastest)
-    return PackSize(best, tried, open=pays and best == size)
+    return PackSize(best, tried, open=pays and size == len(short))
 
 
 def _seconds(study: FusedStudy, configs: Sequence[Any], run: Run) -> float:
@@ -90,10 +97,15 @@ def _seconds(study: FusedStudy, configs: Sequence[Any], run: Run) -> float:
     clock = time.perf_counter if run.device.type == "cuda" else time.process_time
     quiet = LocalRun(device=run.device, stop=run.should_stop)
     began = clock()
-    train_pack(study, configs, quiet, commit=lambda lane, stage: None)
+    train_pack(study, configs, quiet, commit=_refuse_failed)
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
     return max(clock() - began, 1e-9)
+
+
+def _refuse_failed(lane: int, stage: Stage) -> None:
+    if stage.status == "failed":
+        raise StandInFailed(stage.error)
 
 
 def _file(folder: Path, study: FusedStudy, config: Any, device: torch.device) -> Path:

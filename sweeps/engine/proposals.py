@@ -156,8 +156,11 @@ class Proposals:
         index = len(self._entries)
         if index >= self.count:
             return None
-        if self.adaptive and self._known < index - self.lag:
-            return None
+        if self.adaptive:
+            # Drawing this one replays the earlier ones, which with a smaller lag knew more than this one has to.
+            replayed = max((place - entry.lag for place, entry in enumerate(self._entries)), default=0)
+            if self._known < max(index - self.lag, replayed):
+                return None
         values = self._draw(index)
         number = self._record_start(index, values, self.lag, attempt=0)
         self._entries.append(_Entry(values, self.lag, number))

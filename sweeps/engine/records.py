@@ -193,7 +193,7 @@ def varying_fields(entries: Sequence[Entry]) -> list[str]:
 
 def _stretch(trial: Trial, step: int) -> str:
     """What the schedule was doing in the step before `step`."""
-    place = next(place for place, part in enumerate(trial.placed) if part.start < step <= part.stop)
+    place = next((place for place, part in enumerate(trial.placed) if part.start < step <= part.stop), 0)
     part = trial.placed[place].segment
     if part.constant:
         return "stable"

@@ -85,7 +85,7 @@ ABOUT = {
     "results": "folder of the store, tables, journals, figures and MLflow's database",
     "tracking": "an MLflow server's address; default: the database in the results folder; none: no mirror",
     "plan_only": "print the plan and stop",
-    "resources.pack": "lanes of a fused study that train together; default: measured; 1: each alone",
+    "resources.pack": "lanes of a fused study that train together; default: measured; 1: each alone (new results)",
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from sweeps.engine.plan import Item
 from sweeps.engine.store import Commit, DamagedStore, Store
 from trainables.common.process import reset_process
 from trainables.pack import train_pack
-from trainables.study import Cost, DiskFailed, FusedStudy, Run, Stage, StagedStudy
+from trainables.study import Cost, FusedStudy, Run, Stage, StagedStudy
 from trainables.walk import walk
 
 TOGETHER_SECONDS = 1.0  # lanes that end within it are written as one manifest
@@ -127,7 +128,7 @@ def _train_packs(job: Job, place: Place, store: Store, run: Run, tell: Callable[
         pack = items[first : first + size]
         commit = _LaneCommitter(store, job, pack, run, tell, startup)
         try:
-            train_pack(study, configs[first : first + size], run, commit=commit)
+            train_pack(study, configs[first : first + size], commit, commit=commit)
         finally:
             commit.write()
         startup = 0.0
@@ -135,7 +136,8 @@ def _train_packs(job: Job, place: Place, store: Store, run: Run, tell: Callable[
 
 @dataclass
 class _LaneCommitter:
-    """Writes the stages of a pack's lanes, those that end within a second together."""
+    """Writes the stages of a pack's lanes, those that end within a second together; it stands in as the pack's run, so
+    that no finished lane waits longer than to the next measurement of the others."""
 
     store: Store
     job: Job
@@ -149,10 +151,28 @@ class _LaneCommitter:
 
     def __call__(self, lane: int, stage: Stage) -> None:
         self.ended.append((self.items[lane].root_key, stage))
+        self.write_due()
+
+    def __post_init__(self) -> None:
+        self.device, self.rank, self.workers = self.run.device, self.run.rank, self.run.workers
+
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        return self.run.wrap(model)
+
+    def report(self, **row: Any) -> None:
+        self.run.report(**row)
+        self.write_due()
+
+    def should_stop(self) -> bool:
+        self.write_due()
+        return self.run.should_stop()
+
+    def write_due(self) -> None:
         if time.monotonic() - self.written_at > TOGETHER_SECONDS:
             self.write()
 
     def write(self) -> None:
+        self.written_at = time.monotonic()
         if not self.ended:
             return
         try:
@@ -164,9 +184,9 @@ class _LaneCommitter:
                 startup=self.startup,
                 together=len(self.items),
             )
-        except OSError as error:  # the disk, not the study
-            raise DiskFailed(f"cannot write to {self.store.folder.resolve()}: {error}") from error
-        self.ended, self.startup, self.written_at = [], 0.0, time.monotonic()
+        except OSError as error:
+            raise OSError(f"cannot write to {self.store.folder.resolve()}: {error}") from error
+        self.ended, self.startup = [], 0.0
         self.tell(Told(committed=(name,)))
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import replace
 
 import pytest
 
-from sweeps.engine import packs
+from sweeps.engine import packs, worker
 from sweeps.engine.jobs import lane_shares
 from sweeps.engine.records import Recorder
 from sweeps.engine.store import Store
 from sweeps.engine.worker import Place, run_job
 from tests.sweeps.engine_cases import open_sweep, run_shuffled, run_sweep, toy_spec
+from trainables.pack import train_pack
 from trainables.study import LocalRun, Stopped
 from trainables.toys import LANES
 from trainables.walk import train
@@ -133,6 +135,111 @@ def test_seconds_are_a_lanes_own_only_when_it_trained_alone(tmp_path):
         assert all(row["device_seconds_attributed"] > 0 for row in rows)
         assert {row["lanes"] for row in rows} == ({12} if pack is None else {1})
         assert all((row["device_seconds_alone"] is None) == (pack is None) for row in rows)
+
+
+def lanes_ending_at(steps_of, *, pause=0.0, raises=None):
+    """A study whose lane i ends after the report number `steps_of(config)`; the others report on."""
+
+    def train(configs, run):
+        for step in range(1, 21):
+            time.sleep(pause)
+            if raises is not None:
+                raises(configs, step)
+            for lane, config in enumerate(configs):
+                if step <= steps_of(config):
+                    full = step == steps_of(config)
+                    report = {"report/loss": 0.0} if full else {}
+                    run.report(lane=lane, step=step, full=full, **{"select/loss": 0.0}, **report)
+            if run.should_stop():
+                return
+
+    return replace(LANES, train=train)
+
+
+def test_lanes_that_ended_are_written_while_a_straggler_trains_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "TOGETHER_SECONDS", 0.05)
+    written = []
+
+    def look(configs, step):
+        written.append(len(list((tmp_path / "store" / "stages").glob("*/*.json"))))
+
+    study = lanes_ending_at(lambda config: 20 if config.learning_rate == 0.3 else 1, pause=0.02, raises=look)
+    run_sweep(spec_of(tmp_path, study, budgets=(20,), fresh=0, tuning=1))
+    assert 0 in written and 1 in written  # the others' manifest was there before the straggler's end
+
+
+def test_what_a_dead_process_had_committed_is_taken_in_before_its_items_are_tried_again(tmp_path):
+    sweep = open_sweep(spec_of(tmp_path, budgets=(20,), fresh=0), slots=1)
+    job = sweep.driver.next_job()
+    run_job(job, sweep.place, LocalRun(), lambda told: None)  # nobody hears it
+    sweep.driver.ended(job.name, "killed")
+    sweep.tuning.close()
+    assert {entry.status for entry in sweep.entries} == {"complete"} and sweep.driver.next_job() is None
+
+
+def test_a_lane_that_kills_its_process_does_not_take_the_others_with_it(tmp_path):
+    sweep = open_sweep(spec_of(tmp_path, budgets=(20,), fresh=0), slots=1)
+    jobs = 0
+    while (job := sweep.driver.next_job()) is not None:
+        jobs += 1
+        if any(item.root.learning_rate == 0.3 and item.root.seed == 0 for item, _ in job.items):
+            sweep.driver.ended(job.name, "killed")
+        else:
+            run_job(job, sweep.place, LocalRun(), sweep.driver.heard)
+            sweep.driver.ended(job.name)
+    sweep.tuning.close()
+    lost = [entry.trial.config for entry in sweep.entries if entry.status != "complete"]
+    assert [(config.learning_rate, config.seed) for config in lost] == [(0.3, 0)] and jobs < 30
+
+
+def test_a_fault_in_taking_in_a_lane_is_not_the_lanes(tmp_path):
+    trained = []
+
+    def train(configs, run):
+        trained.append(len(configs))
+        LANES.train(configs, run)
+
+    def commit(lane, stage):
+        raise KeyError("the driver's own fault")
+
+    configs = [replace(LANES.tiny, seed=seed) for seed in range(3)]
+    with pytest.raises(KeyError, match="the driver's own fault"):
+        train_pack(replace(LANES, train=train), configs, LocalRun(), commit=commit)
+    assert trained == [3]
+
+
+def test_a_study_that_raises_after_its_last_lane_is_not_swallowed():
+    def train(configs, run):
+        LANES.train(configs, run)
+        raise ValueError("too late")
+
+    ended = []
+    with pytest.raises(ValueError, match="too late"):
+        train_pack(replace(LANES, train=train), [LANES.tiny], LocalRun(), commit=lambda *one: ended.append(one))
+    assert len(ended) == 1
+
+
+def test_lanes_that_end_while_they_are_measured_charge_that_to_evaluation():
+    def train(configs, run):
+        with run.measuring():
+            time.sleep(0.2)
+            for lane in range(len(configs)):
+                run.report(lane=lane, step=20, full=True, **{"select/loss": 0.0, "report/loss": 0.0})
+
+    costs = []
+    configs = [replace(LANES.tiny, seed=seed) for seed in range(2)]
+    train_pack(replace(LANES, train=train), configs, LocalRun(), commit=lambda lane, stage: costs.append(stage.cost))
+    assert sum(cost.evaluation_seconds for cost in costs) == pytest.approx(0.2, abs=0.05)
+    assert sum(cost.train_seconds for cost in costs) < 0.05
+
+
+def test_a_stand_in_that_raises_measures_nothing(tmp_path):
+    def train(configs, run):
+        raise ValueError("a bug")
+
+    configs = [replace(LANES.tiny, budget_steps=2000, seed=seed) for seed in range(8)]
+    assert packs.pack_size(tmp_path, replace(LANES, train=train), configs, LocalRun()) == 8
+    assert not list(tmp_path.glob("*.json"))
 
 
 def costly_alone(lanes: int) -> object:

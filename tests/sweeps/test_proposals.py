@@ -382,3 +382,16 @@ def test_quantiles_weigh_each_whole_number_and_choice_the_same():
     ]:
         drawn = [at_quantile(axis, part) for part in parts]
         assert [drawn.count(value) for value in values] == [100] * 6
+
+
+def test_a_larger_lag_later_waits_for_what_the_earlier_proposals_knew(tmp_path):
+    """A fused sweep's lag grows with its proposals; one that failed before is then told again first."""
+    with opened(tmp_path, sampler="tpe", count=16, lag=1) as before:
+        while (proposal := before.ask()) is not None:
+            before.tell(proposal.index, failed() if proposal.index == 12 else complete(float(proposal.index)))
+    with opened(tmp_path, sampler="tpe", count=64, lag=7) as later:
+        again = later.ask()
+        assert again is not None and again.index == 12
+        assert later.ask() is None  # 13 to 15 were drawn knowing its outcome
+        later.tell(12, complete(12.0))
+        assert [later.ask().index for _ in range(8)] == list(range(16, 24))
