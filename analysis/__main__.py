@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -49,29 +49,52 @@ def _summary(records: Records, words: argparse.Namespace) -> None:
 
 
 def _frontier(records: Records, words: argparse.Namespace) -> None:
-    for each, title in _with_fields(records, words.by):
+    def show(each: Records, title: str, _: int) -> None:
         found = frontier(each, x=words.x, by=words.by, reference=tuple(words.reference))
         if words.format != "rich":
             _write(found.table(words.format), words.out)
-            continue
+            return
         frame = found.table("text").split("\n\n")
         keys = range(1 + len(found.by))
         _rich(title, found.table("markdown", notes=False), frame[1] if len(frame) > 1 else "", keys)
 
+    _one_by_one(_with_fields(records, words.by), show)
+
 
 def _pareto(records: Records, words: argparse.Namespace) -> None:
     objectives = [objective_named(text) for text in words.objective] if words.objective else None
-    for at, (each, title) in enumerate(_by_regime(records)):
+
+    def show(each: Records, title: str, at: int) -> None:
         found = pareto(each, objectives, by=words.by)
         if words.figure is not None:
             for file in save(found.plot(), words.figure + (f"_{at}" if at else "")):
                 print(file)
         if words.format != "rich":
             _write(found.table(words.format), words.out)
-            continue
+            return
         table, _, rest = found.table("markdown").partition("\n\n")
         below = "\n".join(line.removeprefix("- ") for line in rest.splitlines())
         _rich(title, table, below, range(2 + len(found.by)))
+
+    _one_by_one(_by_regime(records), show)
+
+
+def _one_by_one(problems: Iterator[tuple[Records, str]], show: Callable[[Records, str, int], None]) -> None:
+    """Show each problem, numbered; those that cannot be read are named. Raises RecordsError where none can."""
+    every, refused = list(problems), {}
+    for at, (each, title) in enumerate(every):
+        try:
+            show(each, title, at)
+        except RecordsError as error:
+            study = str(each.trials.column("study")[0])
+            refused[title if study in title else f"{study} {title}".strip()] = error
+    if len(every) == len(refused) == 1:
+        raise next(iter(refused.values()))
+    lines = [f"{problem}: not read, {error}" for problem, error in refused.items()]
+    if every and len(every) == len(refused):
+        raise RecordsError("none of these can be read\n" + "\n".join(lines))
+    for line in lines:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(_plain(line))
 
 
 def _claims(records: Records, words: argparse.Namespace) -> None:

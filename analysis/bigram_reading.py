@@ -16,6 +16,7 @@ from analysis.claims import Claim, Evidence, Observation, Statistic
 from analysis.paired_schedules import (
     PEAK,
     decay_gain_share,
+    edges,
     equal_peak_difference,
     equal_peak_differences,
     on_fresh_seeds,
@@ -73,12 +74,13 @@ CLAIMS: tuple[Claim, ...] = (
 
 def hessian_share(evidence: Evidence, method: str) -> Observation:
     """Share of the Hessian's trace on uncertain rows at the end, at the method's best peak; per budget."""
-    parts = {}
-    for choice in tuned(evidence.frame):
-        if choice.method == method:
-            share = on_fresh_seeds(evidence.frame, choice, "report/hessian_share_uncertain")
-            parts[f"budget {choice.budget}"] = share
-    return Observation(pd.DataFrame(parts).dropna(), missing="" if parts else f"trials of {method}")
+    used = [choice for choice in tuned(evidence.frame) if choice.method == method]
+    parts = {
+        f"budget {choice.budget}": on_fresh_seeds(evidence.frame, choice, "report/hessian_share_uncertain")
+        for choice in used
+    }
+    missing = "" if parts else f"trials of {method}"
+    return Observation(pd.DataFrame(parts).dropna(), edges(evidence.records, used), missing)
 
 
 STATISTICS: Mapping[str, Statistic] = {

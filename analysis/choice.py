@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,10 @@ class Edge:
         near, edge = (values[1], values[0]) if self.side == "lowest" else (values[-2], values[-1])
         beyond = edge * edge / near if min(values) > 0 else 2 * edge - near
         if self.declared is None:
-            grid = [beyond, *values] if self.side == "lowest" else [*values, beyond]
-            return f"space.{self.axis}=[{','.join(f'{v:.2g}' for v in grid)}]"
+            whole = beyond >= 1 and all(v.is_integer() for v in values)
+            further = f"{beyond:.0f}" if whole else f"{beyond:.2g}"
+            grid = [f"{v:g}" for v in values]
+            return f"space.{self.axis}=[{','.join([further, *grid] if self.side == 'lowest' else [*grid, further])}]"
         words = f"space.{self.axis}.{'low' if self.side == 'lowest' else 'high'}={beyond:.2g}"
         points = self.declared.get("points")
         return words if points is None else f"{words} space.{self.axis}.points={int(points) + 1}"
@@ -161,6 +163,36 @@ def mean_over_seeds(matrix: pd.DataFrame) -> tuple[pd.Series, str | None]:
         means,
         f"no config completed all {matrix.shape[1]} tuning seeds; chosen among those with {most}" if short else None,
     )
+
+
+def best_config(rows: pd.DataFrame) -> str | None:
+    """The config that the tuning trials among these rows of `trial_frame` choose; None where none can be chosen.
+
+    As in the engine: only a config that completed all tuning seeds. Where the tuning trials were filtered away, a
+    config that stands alone is the one that they chose; of several it cannot be told (RecordsError).
+    """
+    tune = rows[rows["phase"] == "tune"]
+    if tune.empty:
+        left = rows["config_id"].unique()
+        if len(left) > 1:
+            raise RecordsError(f"{len(left)} configs and no tuning trials that choose among them; widen the filter")
+        return str(left[0]) if len(left) else None
+    means, short = mean_over_seeds(seed_matrix(tune, "select"))
+    return None if short or not np.isfinite(means).any() else str(means.idxmin())
+
+
+def edges_of(records: Records, rows: pd.DataFrame, config_id: str) -> tuple[Edge, ...]:
+    """The searched axes on which a config is at an end of its space; `rows` are what it was chosen among.
+
+    Searched is what a sweep of these rows declares as an axis that is no condition and takes several values here.
+    """
+    specs = tuple(spec for spec in records.sweeps if spec.get("sweep") in set(rows["sweep"]))
+    axes = {axis for spec in specs for axis in spec.get("axes") or ()}
+    axes -= {axis for spec in specs for axis in spec.get("conditions") or ()} | _NOT_TUNED
+    tune = rows[rows["phase"] == "tune"]
+    fields = [f"config.{axis}" for axis in sorted(axes) if f"config.{axis}" in rows]
+    mine = tune[tune["config_id"] == config_id]
+    return _edges(replace(records, sweeps=specs), tune, mine.iloc[0], fields) if len(mine) else ()
 
 
 @dataclass(frozen=True)
@@ -291,7 +323,7 @@ def _edges(records: Records, rows: pd.DataFrame, chosen: pd.Series, fields: list
         low, high = (declared["low"], declared["high"]) if declared else (tried[0], tried[-1])
         value = float(chosen[column])
         side = "lowest" if _at(value, low, high) else "highest" if _at(value, high, low) else None
-        if side:
+        if side and not (side == "lowest" and value == 0):  # below no weight decay there is nothing to search
             edges.append(Edge(axis, value, side, tried, declared))
     return tuple(edges)
 

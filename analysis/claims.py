@@ -19,7 +19,7 @@ import pandas as pd
 from analysis import tables
 from analysis.choice import Choice, choose, single_regime, trial_frame
 from analysis.records import Records, RecordsError
-from analysis.stats import MIN_ROOTS, Direction, Interval, claim_p, finite, holm, t_interval
+from analysis.stats import MIN_ROOTS, Direction, Interval, claim_p, finite, holm, rate_p, t_interval, wilson
 
 ALPHA = 0.05
 Verdict = Literal["reproduced", "contradicted", "undecided"]
@@ -61,12 +61,20 @@ class Claim:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a statistic saw: one number per root (rows) and part (columns), or why there is none."""
+    """What a statistic saw: one number per root (rows) and part (columns), or why there is none.
+
+    A part whose numbers are lower bounds cannot show that its mean is less than a margin, nor one of upper bounds that
+    it is greater. `unfit` forbids every decision, `exploratory` none.
+    """
 
     parts: pd.DataFrame
     edges: tuple[str, ...] = ()  # optima at the end of their space, with the words that widen it
     missing: str = ""  # what trials are not there
     exploratory: str = ""  # a remark that goes with the decision
+    binary: bool = False  # the numbers are 0 and 1, and their mean is a rate
+    lower_bounds: frozenset[str] = frozenset()  # parts with numbers that are at least what stands there
+    upper_bounds: frozenset[str] = frozenset()  # parts with numbers that are at most what stands there
+    unfit: str = ""  # why these numbers cannot decide: trials that would have mattered were lost
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,7 @@ def decide(
             ruling.verdict,
             ruling.p_value,
             estimate=float(values.mean()) if len(values) else None,
-            interval=t_interval(values),
+            interval=_interval(values, seen.binary),
             part=ruling.part,
             parts={str(c): float(seen.parts[c].mean()) for c in seen.parts},
             roots=ruling.roots,
@@ -188,7 +196,7 @@ def rule(claims: Sequence[Claim], observed: Sequence[Observation]) -> list[Rulin
             rulings.append(Ruling("contradicted", against, test.worst, test.roots, why))
         else:
             unclear = f"{test.roots} roots do not tell it from its margin {claim.margin:g}; more would: seeds=N"
-            rulings.append(Ruling("undecided", p, test.weakest, test.roots, why or unclear))
+            rulings.append(Ruling("undecided", p, test.weakest, test.roots, why or test.bounded or unclear))
     return rulings
 
 
@@ -230,6 +238,7 @@ class _Test:
     weakest: str = ""
     worst: str = ""
     roots: int = 0
+    bounded: str = ""  # why a side could not be tested
 
 
 def _observe(claim: Claim, evidence: Evidence, statistics: Mapping[str, Statistic]) -> Observation:
@@ -253,16 +262,43 @@ def _judge(claim: Claim, seen: Observation) -> tuple[_Test, str]:
         way = f"; `{claim.command}` makes them" if claim.command else ""
         return _Test(), f"the trials it needs are missing: {seen.missing or 'no roots'}{way}"
     roots = int(seen.parts.notna().sum().min())
-    pairs = {str(c): claim_p(seen.parts[c].to_numpy(dtype=float), claim.direction, claim.margin) for c in seen.parts}
+    pairs = {str(c): _p_values(claim, seen, str(c)) for c in seen.parts}
     weakest = max(pairs, key=lambda c: (pairs[c][0], -abs(seen.parts[c].mean() - claim.margin)))
     worst = min(pairs, key=lambda c: pairs[c][1])
-    test = _Test(pairs[weakest][0], min(1.0, pairs[worst][1] * len(pairs)), weakest, worst, roots)
+    against = min(1.0, pairs[worst][1] * len(pairs))
+    test = _Test(pairs[weakest][0], against, weakest, worst, roots, _bounded(claim, seen))
     if roots < MIN_ROOTS:
         kind = "fresh seeds" if claim.seeds == "fresh" else "seeds"
         return test, f"it has {roots} of the {MIN_ROOTS} {kind} a decision needs: `{claim.command} seeds=5`"
+    if seen.unfit:
+        return test, seen.unfit
     if seen.edges:
         return test, "an optimum lies at the edge of its space: " + "; ".join(seen.edges)
     return test, ""
+
+
+def _p_values(claim: Claim, seen: Observation, part: str) -> tuple[float, float]:
+    """(p for the claim, p against it) of one part; 1 for the side that bounds cannot show."""
+    values = seen.parts[part].to_numpy(dtype=float)
+    p_for, p_against = (rate_p if seen.binary else claim_p)(values, claim.direction, claim.margin)
+    low, high = part in seen.lower_bounds, part in seen.upper_bounds
+    if claim.direction == "equal":
+        return (1.0, 1.0) if low or high else (p_for, p_against)
+    hides_for, hides_against = (low, high) if claim.direction == "less" else (high, low)
+    return 1.0 if hides_for else p_for, 1.0 if hides_against else p_against
+
+
+def _bounded(claim: Claim, seen: Observation) -> str:
+    low, high = ([str(c) for c in seen.parts if c in bounds] for bounds in (seen.lower_bounds, seen.upper_bounds))
+    hiding = {"less": low, "greater": high}.get(claim.direction, [*low, *high])
+    return f"only a bound is known of {', '.join(dict.fromkeys(hiding))}, and it favours the claim" if hiding else ""
+
+
+def _interval(values: np.ndarray, binary: bool) -> Interval | None:
+    """Of a mean Student's, of a rate Wilson's; None below three values."""
+    if not binary:
+        return t_interval(values)
+    return wilson(int(values.sum()), len(values)) if len(values) >= MIN_ROOTS else None
 
 
 def _regimes(records: Records) -> dict[str, Any]:

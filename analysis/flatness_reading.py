@@ -1,14 +1,14 @@
 """What the trials of `flatness` say about arXiv:2307.11007: claims, statistics, figures and the summary.
 
 A trial is named by its architecture and algorithm. Where several configs of one name were tried, the one with the best
-mean select accuracy on its tuning seeds speaks. Sharpness is compared at the end of training, where it is the whole
+mean select accuracy on all its tuning seeds speaks. Sharpness is compared at the end of training, where it is the whole
 Hessian's unless the loss is as good as zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from analysis.choice import trial_frame
+from analysis.choice import best_config, edges_of, trial_frame
 from analysis.claims import Claim, Evidence, Observation, Statistic
 from analysis.plots import side_by_side, styled
 from analysis.reading import Reading
@@ -109,59 +109,98 @@ CLAIMS: tuple[Claim, ...] = (
 
 def level(evidence: Evidence, metric: str, algorithm: str, minus: float = 0.0) -> Observation:
     """A metric at the end of an algorithm's trials, less a number."""
-    return _observed(
-        evidence, {algorithm: final(evidence, algorithm, metric)}, lambda values: values[algorithm] - minus
-    )
+    return _observed(evidence, metric, (algorithm,), lambda values: values[algorithm] - minus)
 
 
 def difference(evidence: Evidence, metric: str, algorithm: str, reference: str) -> Observation:
     """A metric at the end of an algorithm's trials minus the reference's, paired by seed (same data, same start)."""
-    values = {name: final(evidence, name, metric) for name in (algorithm, reference)}
-    return _observed(evidence, values, lambda values: values[algorithm] - values[reference])
+    return _observed(evidence, metric, (algorithm, reference), lambda values: values[algorithm] - values[reference])
 
 
 def ratio(evidence: Evidence, metric: str, algorithm: str, reference: str) -> Observation:
     """A metric at the end of an algorithm's trials over that of the reference's, paired by seed."""
-    values = {name: final(evidence, name, metric) for name in (algorithm, reference)}
-    return _observed(evidence, values, lambda values: values[algorithm] / values[reference])
+    return _observed(evidence, metric, (algorithm, reference), lambda values: values[algorithm] / values[reference])
 
 
 STATISTICS: Mapping[str, Statistic] = {function.__name__: function for function in (level, difference, ratio)}
 
 
-def final(evidence: Evidence, algorithm: str, metric: str) -> pd.DataFrame:
-    """A metric by seed (rows) and width and budget (columns), of the chosen config of each, on the claim's seeds.
+class Ends(NamedTuple):
+    """A metric at the end of an algorithm's trials, and what became of those that have none."""
+
+    values: pd.DataFrame  # by seed (rows) and width and budget (columns)
+    edges: tuple[str, ...]
+    unfit: tuple[str, ...]  # losses that forbid a decision
+    remarks: tuple[str, ...]  # losses that do not
+
+
+def final(evidence: Evidence, algorithm: str, metric: str) -> Ends:
+    """A metric of the chosen config of each width and budget, on the claim's seeds.
 
     Sharpness counts only where it is the Hessian's: below INTERPOLATED_LOSS, or where it was taken from the Hessian.
+    The seeds on which a config diverged are not like the others, so that it cannot be judged without them.
     """
     rows = evidence.frame[evidence.frame["config.algorithm"] == algorithm]
-    parts = {}
+    parts: dict[str, pd.Series] = {}
+    edges: list[str] = []
+    unfit: list[str] = []
+    remarks: list[str] = []
     for (width, budget), same in rows.groupby(["config.width", "budget_steps"]):
-        chosen = _chosen(same)
-        mine = chosen[(chosen["status"] == "complete") & (chosen["fresh"] | (evidence.seeds == "any"))]
+        part = f"width {width}, {budget} steps"
+        mine = _chosen(same)
+        edges += [
+            edge.words for config in mine["config_id"].unique() for edge in edges_of(evidence.records, same, config)
+        ]
+        mine = mine[mine["fresh"] | (evidence.seeds == "any")]
+        done = mine[mine["status"] == "complete"]
+        fit = done
         if metric in SHARPNESS:
-            mine = mine[(mine["train/loss"] < INTERPOLATED_LOSS) | (mine["sharpness_is_hessian"] == 1)]
-        parts[f"width {width}, {budget} steps"] = mine.set_index("seed")[metric].astype(float)
-    return pd.DataFrame(parts)
+            fit = done[(done["train/loss"] < INTERPOLATED_LOSS) | (done["sharpness_is_hessian"] == 1)]
+        values = fit.set_index("seed")[metric].astype(float).dropna()
+        parts[part] = values
+        diverged = int((mine["status"] == "diverged").sum())
+        for lines, count, fate in (
+            (unfit, diverged, "diverged"),
+            (remarks, len(mine) - len(done) - diverged, "did not complete"),
+            (remarks, len(done) - len(values), f"have no {metric} that counts"),
+        ):
+            lines += [f"{count} trials of {algorithm} ({part}) {fate}, and their seeds are left out"] if count else []
+        if values.empty:
+            unfit.append(f"no trial of {algorithm} ({part}) is left to decide by")
+    return Ends(pd.DataFrame(parts), tuple(dict.fromkeys(edges)), tuple(unfit), tuple(remarks))
 
 
 def _chosen(rows: pd.DataFrame) -> pd.DataFrame:
-    """All trials of the config whose tuning trials have the best mean select accuracy; ties go to the first."""
-    tuned = rows[rows["phase"] == "tune"]
-    means = (tuned if len(tuned) else rows).groupby("config_id", sort=False)["select/accuracy"].mean()
-    return rows[rows["config_id"] == means.idxmax()] if means.notna().any() else rows.iloc[:0]
+    """All trials of the config that the tuning trials choose; none where no config completed its tuning seeds."""
+    return rows[rows["config_id"] == best_config(rows)]
 
 
 Tables = Mapping[str, pd.DataFrame]
 
 
-def _observed(evidence: Evidence, values: Tables, combine: Callable[[Tables], pd.DataFrame]) -> Observation:
-    lost = [name for name, table in values.items() if table.dropna(how="all").empty]
+def _observed(
+    evidence: Evidence, metric: str, algorithms: Sequence[str], combine: Callable[[Tables], pd.DataFrame]
+) -> Observation:
+    ends = {name: final(evidence, name, metric) for name in algorithms}
+    lost = [name for name, end in ends.items() if end.values.dropna(how="all").empty]
+    unfit = [line for end in ends.values() for line in end.unfit]
+    remarks = [line for end in ends.values() for line in end.remarks]
     if lost:
         kind = "fresh seeds" if evidence.seeds == "fresh" else "seeds"
-        return Observation(pd.DataFrame(), missing=f"completed trials of {' and '.join(lost)} on {kind}")
-    parts = combine(values).dropna(axis=1, how="all").dropna()
-    return Observation(parts, missing="" if len(parts) else "a seed, width and budget that both have")
+        missing = f"completed trials of {' and '.join(lost)} on {kind}"
+        return Observation(pd.DataFrame(), missing="; ".join([missing, *unfit]), exploratory="; ".join(remarks))
+    tables = {name: end.values for name, end in ends.items()}
+    every = dict.fromkeys(part for table in tables.values() for part in table)
+    alone = [part for part in every if any(part not in table for table in tables.values())]
+    remarks += [f"{part} was not run by all of {', '.join(algorithms)} and is left out" for part in alone]
+    parts = combine(tables).dropna(axis=1, how="all").dropna()
+    return Observation(
+        parts,
+        edges=tuple(dict.fromkeys(words for end in ends.values() for words in end.edges)),
+        missing="" if len(parts) else "a seed, width and budget that both have",
+        exploratory="; ".join(remarks),
+        unfit="; ".join(unfit),
+    )
 
 
 @styled

@@ -1,29 +1,35 @@
 """Networks on parities with noise: how often they find the secret, from how many samples, and how many it takes at all.
 
-An instance is a seed. The chosen configs are judged on fresh seeds; where a sweep has none, on those that chose them.
-A trial that found no secret is censored: its samples are a lower bound and enter medians and ratios as such.
+An instance is a seed. The config that the tuning seeds choose for each problem is judged on fresh seeds; tables and
+figures of a sweep that has none are of those that chose. A trial that found no secret is censored: its samples are a
+lower bound and enter medians, ratios and slopes as such. One that diverged found nothing and has no samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy import stats
 
-from analysis.choice import trial_frame
+from analysis.choice import best_config, edges_of, trial_frame
 from analysis.claims import Claim, Evidence, Observation
 from analysis.plots import legend_below, side_by_side, style, styled
 from analysis.reading import Reading
 from analysis.records import Records, RecordsError
-from analysis.stats import Interval
+from analysis.stats import wilson
 
 _MAIN = "python sweeps/lpn_noise.py"
 _RAN = ("complete", "diverged")
 _SOLVED, _SAMPLES, _WALSH = "report/solved", "report/samples_to_secret", "report/walsh_samples"
-_PROBLEM = {"dimension": "n", "noise_rate": "tau", "samples": "m", "network": "", "activation": ""}
+_PROBLEM = {
+    "dimension": "n", "noise_rate": "tau", "setting": "", "samples": "m", "network": "", "activation": "",
+    "secret_rate": "ones", "budget_steps": "B", "initialisations": "nets", "dropped_bits": "dropped",
+    "xor_rounds": "xors", "block_bits": "block", "smallest_size": "least", "largest_size": "most",
+}  # fmt: skip
+"""What makes a problem, and its short names: the fields that are never tuned over, and the kinds of net."""
 _CONDITIONS = ["config.dimension", "config.noise_rate"]
 _DENSE = {"setting": "abundant", "secret_rate": 0.5}
 _LAPTOP = {"dimension": [10, 12, 14], "noise_rate": [0.1, 0.3, 0.4]}
@@ -69,15 +75,28 @@ CLAIMS: tuple[Claim, ...] = (
 )  # fmt: skip
 
 
+class Judged(NamedTuple):
+    """The trials that count, with the edges of their configs and what became of those that are not among them."""
+
+    rows: pd.DataFrame  # of each problem's chosen config, on the claim's seeds, that ran; `part` names the problem
+    edges: tuple[str, ...]
+    lost: str  # problems without such a trial
+    remark: str
+
+
 def solve_rate(evidence: Evidence) -> Observation:
-    """1 where the secret was found, by seed and problem."""
-    return Observation(by_seed(evidence, lambda rows: rows[_SOLVED].fillna(0.0).astype(float)))
+    """1 where the secret was found, by seed and problem; a trial that diverged found none."""
+    seen = judged(evidence)
+    parts = _by_seed(seen.rows, solved(seen.rows).astype(float))
+    return Observation(parts, seen.edges, exploratory=seen.remark, binary=True, unfit=seen.lost)
 
 
 def samples_over_walsh(evidence: Evidence) -> Observation:
     """log2 of the net's training samples over those of maximum likelihood on the same instance, by seed and problem."""
-    parts = by_seed(evidence, lambda rows: (spent(rows) / column(rows, _WALSH)).map(np.log2))
-    return Observation(parts.dropna(axis=1, how="all"), exploratory=censored(evidence))
+    seen = judged(evidence)
+    rows = seen.rows
+    parts = _by_seed(rows, (spent(rows) / column(rows, _WALSH)).map(np.log2)).dropna(axis=1, how="all")
+    return _of_samples(seen, parts, frozenset(rows["part"][_censored(rows)]))
 
 
 def doublings_per_bit(evidence: Evidence) -> Observation:
@@ -93,10 +112,13 @@ def noise_exponent(evidence: Evidence) -> Observation:
 
 
 def _slopes(evidence: Evidence, along: str, abscissa: Callable[[pd.DataFrame], pd.Series]) -> Observation:
-    rows = judged(evidence.frame, evidence.seeds)
-    rows = rows.assign(x=abscissa(rows), y=spent(rows).map(np.log2))
+    """One slope per seed. A bound on the samples at the upper end makes it a lower bound, at the lower end an upper."""
+    seen = judged(evidence)
+    rows = seen.rows.assign(x=abscissa(seen.rows), y=spent(seen.rows).map(np.log2), open=_censored(seen.rows))
+    rows = rows.assign(name=names_of(rows, without=along)).dropna(subset="y")
     parts: dict[str, pd.Series] = {}
-    for name, same in rows.groupby(names_of(rows, without=along)):
+    at_least, at_most = set(), set()
+    for name, same in rows.groupby("name"):
         whole = same.groupby("seed")["x"].nunique()
         seeds = whole.index[(whole == same["x"].nunique()) & (whole >= 2)]
         slopes = {
@@ -104,48 +126,91 @@ def _slopes(evidence: Evidence, along: str, abscissa: Callable[[pd.DataFrame], p
         }
         if slopes:
             parts[str(name)] = pd.Series(slopes)
+            bounds = same.loc[same["open"], "x"] - np.mean(same["x"].unique())
+            at_least |= {str(name)} if (bounds > 0).any() else set()
+            at_most |= {str(name)} if (bounds < 0).any() else set()
     missing = "" if parts else f"seeds that ran at two values of {along}"
-    return Observation(pd.DataFrame(parts).dropna(), missing=missing, exploratory=censored(evidence))
+    return _of_samples(seen, pd.DataFrame(parts).dropna(), frozenset(at_least), frozenset(at_most), missing)
 
 
-def by_seed(evidence: Evidence, value: Callable[[pd.DataFrame], pd.Series]) -> pd.DataFrame:
-    """`value` of the judged trials by seed (rows) and problem (columns)."""
-    rows = judged(evidence.frame, evidence.seeds)
-    table = rows.assign(value=value(rows), part=names_of(rows))
-    return table.pivot_table(index="seed", columns="part", values="value", aggfunc="mean", sort=False)
+def _of_samples(
+    seen: Judged,
+    parts: pd.DataFrame,
+    lower_bounds: frozenset[str],
+    upper_bounds: frozenset[str] = frozenset(),
+    missing: str = "",
+) -> Observation:
+    """What is said of numbers of samples: a trial that diverged has none, and its seed cannot be left out."""
+    diverged, censored = int((seen.rows["status"] == "diverged").sum()), int(_censored(seen.rows).sum())
+    gone = f"{diverged} of {len(seen.rows)} trials diverged: what they would have taken is not known"
+    open_ = f"{censored} of {len(seen.rows)} trials found no secret and enter with all samples they drew"
+    return Observation(
+        parts,
+        seen.edges,
+        missing,
+        exploratory="; ".join(filter(None, [open_ if censored else "", seen.remark])),
+        lower_bounds=lower_bounds,
+        upper_bounds=upper_bounds,
+        unfit="; ".join(filter(None, [gone if diverged else "", seen.lost])),
+    )
 
 
-def judged(frame: pd.DataFrame, seeds: str = "fresh") -> pd.DataFrame:
-    """The trials that count: those that ran, on fresh seeds where asked. Raises RecordsError where there are none."""
-    rows = frame[frame["status"].isin(_RAN)]
-    rows = rows[rows["fresh"]] if seeds == "fresh" else rows
+def _by_seed(rows: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
+    """Values of the judged trials by seed (rows) and problem (columns)."""
+    table = rows.assign(value=values)
+    return table.pivot_table(index="seed", columns="part", values="value", aggfunc="first", sort=False)
+
+
+def judged(evidence: Evidence) -> Judged:
+    """The trials that count. Raises RecordsError where there are none."""
+    frame = evidence.frame.assign(part=names_of(evidence.frame))
+    own = of_chosen_configs(frame)
+    own = own[own["fresh"]] if evidence.seeds == "fresh" else own
+    rows = own[own["status"].isin(_RAN)]
     if rows.empty:
         raise RecordsError("no trial on fresh seeds has ended; run the sweep with seeds.fresh=3 or more")
-    return rows
+    pairs = rows[["part", "config_id"]].drop_duplicates().itertuples(index=False)
+    edges = [
+        edge.words
+        for part, config in pairs
+        for edge in edges_of(evidence.records, frame[frame["part"] == part], config)
+    ]
+    without = [part for part in frame["part"].unique() if part not in set(rows["part"])]
+    counts = {"diverged": int((rows["status"] == "diverged").sum()), "did not end": len(own) - len(rows)}
+    return Judged(
+        rows,
+        tuple(dict.fromkeys(edges)),
+        f"no trial of a chosen config ended on the seeds that decide: {', '.join(without)}" if without else "",
+        "; ".join(f"{count} of {len(own)} trials {fate}" for fate, count in counts.items() if count),
+    )
+
+
+def of_chosen_configs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The trials of the config that the tuning seeds choose for each problem, named in `part`."""
+    groups = [same[same["config_id"] == best_config(same)] for _, same in frame.groupby("part", sort=False)]
+    return pd.concat(groups) if groups else frame
 
 
 def chosen(records: Records) -> pd.DataFrame:
-    """Trials of the chosen configs: on fresh seeds, or the tuning trials of the best select metric of each problem."""
+    """The trials of the chosen configs that ran: on fresh seeds, or on those that chose them where there are none."""
     frame = trial_frame(records)
-    ran = frame[frame["status"].isin(_RAN)]
-    if ran["fresh"].any():
-        return ran[ran["fresh"]]
+    rows = of_chosen_configs(frame.assign(part=names_of(frame)))
+    ran = rows[rows["status"].isin(_RAN)]
     if ran.empty:
-        raise RecordsError("no trial has ended")
-    means = ran.groupby([names_of(ran), "config_id"], sort=False)["select"].mean()
-    best = {index[1] for index in means.groupby(level=0, sort=False).idxmin()}
-    return ran[ran["config_id"].isin(best)]
+        raise RecordsError("no trial has ended, or no config on all its tuning seeds")
+    return ran[ran["fresh"]] if ran["fresh"].any() else ran
 
 
 def names_of(rows: pd.DataFrame, without: str = "") -> pd.Series:
-    """A name for each trial's problem and kind of net, of the fields that differ between these trials."""
-    names = pd.Series([""] * len(rows), index=rows.index)
+    """A name for each trial's problem and kind of net: dimension, noise rate, and each field that tells more apart."""
+    names = whole = pd.Series([""] * len(rows), index=rows.index)
     for field, label in _PROBLEM.items():
         values = column(rows, f"config.{field}")
-        if field == without or (field not in ("dimension", "noise_rate") and values.nunique(dropna=False) < 2):
+        if f"config.{field}" not in _CONDITIONS and (values.groupby(whole).nunique(dropna=False) <= 1).all():
             continue
         texts = values.map(lambda value: f"{value:.10g}" if isinstance(value, int | float) else str(value))
-        names = names + " " + (label + "=" if label else "") + texts
+        whole = whole + " " + (label + "=" if label else "") + texts
+        names = names if field == without else names + " " + (label + "=" if label else "") + texts
     return names.str.strip()
 
 
@@ -154,38 +219,34 @@ def column(rows: pd.DataFrame, name: str) -> pd.Series:
     return rows[name] if name in rows else pd.Series(np.nan, index=rows.index)
 
 
+def solved(rows: pd.DataFrame) -> pd.Series:
+    """Which trials found the secret; none that diverged did."""
+    return (column(rows, _SOLVED) == 1) & (rows["status"] != "diverged")
+
+
 def spent(rows: pd.DataFrame) -> pd.Series:
-    """Training samples until the secret; all that were drawn where it was not found, which is a lower bound."""
-    return column(rows, _SAMPLES).astype(float).fillna(column(rows, "samples").astype(float))
+    """Training samples until the secret; all that were drawn where it was not found; nan where the trial diverged."""
+    drawn = column(rows, _SAMPLES).astype(float).fillna(column(rows, "samples").astype(float))
+    return drawn.where(rows["status"] != "diverged")
 
 
-def censored(evidence: Evidence) -> str:
-    rows = judged(evidence.frame, evidence.seeds)
-    count = int((rows[_SOLVED].fillna(0) == 0).sum())
-    return f"{count} of {len(rows)} trials found no secret and enter with all samples they drew" if count else ""
-
-
-def wilson(successes: int, trials: int) -> Interval:
-    """Wilson's 95 % interval for a proportion.
-
-    >>> print(wilson(9, 10))
-    [0.5958, 0.9821]
-    """
-    ends = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    return Interval(float(ends.low), float(ends.high))
+def _censored(rows: pd.DataFrame) -> pd.Series:
+    """Which trials found no secret in the samples they drew, so that these are a lower bound."""
+    return ~solved(rows) & (rows["status"] != "diverged")
 
 
 def costs(rows: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame:
     """One row per problem: how many were solved, with Wilson's interval, and medians of what it took."""
     found = []
     for keys, same in rows.assign(part=names_of(rows)).groupby([*_CONDITIONS, "part", *extra], dropna=False):
-        solved, needed = int((same[_SOLVED] == 1).sum()), spent(same)
-        ends = wilson(solved, len(same))
+        found_it, needed = int(solved(same).sum()), spent(same)
+        ends = wilson(found_it, len(same))
         found.append(
             {
                 **dict(zip([*_CONDITIONS, "part", *extra], keys, strict=True)),
                 "trials": len(same),
-                "solved": solved / len(same),
+                "solved": found_it / len(same),
+                "diverged": int((same["status"] == "diverged").sum()),
                 "low": ends.low,
                 "high": ends.high,
                 "steps": float(column(same, "steps_run").astype(float).median()),
@@ -212,6 +273,7 @@ def summary(records: Records) -> pd.DataFrame:
             "95 % (Wilson)": [
                 f"[{low:.2f}, {high:.2f}]" for low, high in zip(table["low"], table["high"], strict=True)
             ],
+            "diverged": table["diverged"],
             "steps": table["steps"],
             "samples": [f"{mark}{value:,.0f}" for mark, value in zip(bound, table["samples"], strict=True)],
             "max. likelihood's": table["walsh_samples"],

@@ -135,7 +135,7 @@ def decay_gain_share(evidence: Evidence, of: str, method: str, by: Sequence[str]
         loss, loss_before, one, one_before = (on_fresh_seeds(frame, choice, name) for name in wanted)
         parts[_part(by, choice.condition, choice.budget)] = (one_before - one) / (loss_before - loss)
     missing = "" if parts else f"trials of {method} on fresh seeds"
-    return Observation(pd.DataFrame(parts).dropna(), missing=missing)
+    return Observation(pd.DataFrame(parts).dropna(), edges(evidence.records, used), missing)
 
 
 class Cell(NamedTuple):

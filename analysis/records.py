@@ -134,7 +134,9 @@ class Records:
         stages = self.ledger.column("stage").to_pandas()
         sweeps = self.ledger.column("sweep").to_pandas().isin(trials.column("sweep").to_pandas())
         ledger = self.ledger.filter(pa.array((sweeps & (stages.isin(kept) | ~stages.isin(every))).to_numpy(dtype=bool)))
-        return replace(self, trials=trials, measurements=owned, ledger=ledger)
+        present = set(pc.unique(trials.column("sweep")).to_pylist())
+        specs = tuple(spec for spec in self.sweeps if spec.get("sweep") in present)
+        return replace(self, trials=trials, measurements=owned, ledger=ledger, sweeps=specs)
 
     def metric(self, role: Literal["select", "report"]) -> tuple[str, Literal["min", "max"]]:
         """Name and goal of the metric that chooses (`select`) or decides (`report`)."""

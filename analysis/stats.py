@@ -98,6 +98,34 @@ def claim_p(values: Sequence[float] | np.ndarray, direction: Direction, margin: 
     return one_sided_p(values, margin, direction), one_sided_p(values, margin, other)
 
 
+def rate_p(values: Sequence[float] | np.ndarray, direction: Direction, margin: float) -> tuple[float, float]:
+    """`claim_p` for the rate of ones among `values` of 0 and 1, by the exact binomial test; 1 below three values.
+
+    >>> rate_p([1, 1, 1], "greater", 0.5)
+    (0.125, 1.0)
+    """
+    if direction == "equal":
+        raise ValueError("a rate is claimed to be less or greater than its margin, not equal to 0")
+    sample = finite(values)
+    if len(sample) < MIN_ROOTS:
+        return 1.0, 1.0
+    found = int(sample.sum())
+    less, greater = (
+        float(stats.binomtest(found, len(sample), margin, alternative=side).pvalue) for side in ("less", "greater")
+    )
+    return (less, greater) if direction == "less" else (greater, less)
+
+
+def wilson(successes: int, trials: int) -> Interval:
+    """Wilson's 95 % interval for a proportion.
+
+    >>> print(wilson(9, 10))
+    [0.5958, 0.9821]
+    """
+    ends = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return Interval(float(ends.low), float(ends.high))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction, in the order given: the i-th smallest of m, times m - i, and never falling.
 

@@ -57,6 +57,7 @@ def run(command: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.timeout(1500)
 def test_every_command_runs(clone: Path):
     ran = 0
     for command in commands():

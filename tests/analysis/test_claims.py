@@ -1,6 +1,7 @@
 """Verdicts against the known truth of the synthetic sweeps, and against every rule that forbids a verdict."""
 
 from dataclasses import replace
+from math import comb
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,26 @@ def test_peaks(make_records):
     assert {d.verdict for d in found.values()} == {"reproduced"}
     assert found["E5c"].estimate == pytest.approx(-0.5, abs=0.01)  # the true optimum falls as budget ** -0.5
     assert hill(8e-3) > hill(5e-4)
+
+
+def test_bounds_show_one_side_and_lost_trials_none():
+    claim = Claim("X", "", "", "s", "less", 1.0, "any")
+    below, above = (pd.DataFrame({"a": np.array([0.0, 0.1, 0.05, 0.02]) + shift}) for shift in (0, 3))
+    bound = frozenset("a")
+    seen = [Observation(below, lower_bounds=bound), Observation(above, lower_bounds=bound),
+            Observation(below, upper_bounds=bound), Observation(above, upper_bounds=bound),
+            Observation(below, unfit="two trials diverged")]  # fmt: skip
+    rulings = [rule([claim], [one])[0] for one in seen]
+    assert [one.verdict for one in rulings] == ["undecided", "contradicted", "reproduced", "undecided", "undecided"]
+    assert "only a bound is known of a" in rulings[0].why and rulings[4].why == "two trials diverged"
+
+
+def test_rates_are_tested_exactly():
+    claim = Claim("X", "", "", "s", "greater", 0.5, "any")
+    for ones, zeros in ((3, 0), (5, 0), (0, 5), (6, 2)):
+        (ruling,) = rule([claim], [Observation(pd.DataFrame({"a": [1.0] * ones + [0.0] * zeros}), binary=True)])
+        upper, n = (max(ones, zeros), ones + zeros)
+        assert ruling.p_value == pytest.approx(sum(comb(n, k) for k in range(upper, n + 1)) / 2**n)
 
 
 def test_equality_is_reproduced_when_it_holds(maker: Maker):

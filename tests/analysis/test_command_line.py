@@ -69,6 +69,21 @@ def test_absent_folder_and_wrong_words(capsys):
         assert caught.value.code == 2
 
 
+@pytest.mark.parametrize("command", ["frontier", "pareto"])
+def test_a_problem_that_cannot_be_read_is_named_and_the_others_are_shown(maker: Maker, capsys, command: str):
+    good, bad = (maker.sweep(methods=("cosine",), budgets=(500,), name=name) for name in "ab")
+    bad.spec["select"] = {"name": "select/absent"}
+    for row in bad.trials:
+        row |= {"study": "other", "key": row["key"][::-1]}
+    for row in good.trials:
+        row["trace"] = row["select/loss"]
+    words = ["--by", "method", *(["--objective", "select/loss:min", "trace:max"] if command == "pareto" else [])]
+    assert main([command, str(maker.write(bad, good)), *words]) == 0
+    shown = capsys.readouterr()
+    assert "cosine" in shown.out and "other: not read," in shown.err
+    assert main([command, str(maker.folder), *words, "--where", "study=other"]) == 1
+
+
 def test_several_problems_are_shown_one_by_one(maker: Maker, capsys):
     other = maker.sweep(methods=("cosine",), budgets=(500,), name="b")
     for row in other.trials:

@@ -65,7 +65,8 @@ def records(tmp_path, *groups):
     ledger = [{"sweep": "s", "stage": row["key"], "executed_steps": 100} for row in rows]
     pq.write_table(pa.Table.from_pylist(ledger), folder / "ledger.parquet")
     metrics = {role: {"name": f"{role}/accuracy", "goal": "max"} for role in ("select", "report")}
-    (folder / "sweep.json").write_text(json.dumps({"sweep": "s", "study": "flatness", "claims": [], **metrics}))
+    spec = {"sweep": "s", "study": "flatness", "claims": [], "axes": {"rho": [0.1, 0.3]}, **metrics}
+    (folder / "sweep.json").write_text(json.dumps(spec))
     return open_records(tmp_path)
 
 
@@ -108,9 +109,49 @@ def test_sharpness_that_is_not_the_hessians_is_not_compared(tmp_path):
 def test_the_config_with_the_better_select_accuracy_speaks(tmp_path):
     worse = {name: (accuracy - 0.2, 2 * trace, loss) for name, (accuracy, trace, loss) in PAPER.items()}
     both = (trials(PAPER, choice_bonus=0.001), trials(worse, rho=0.3))
-    assert set(verdicts(records(tmp_path / "a", *both)).values()) == {"reproduced"}
-    chosen_wrongly = (trials(PAPER), trials(worse, rho=0.3, choice_bonus=0.5))
+    between = (trials(worse, rho=0.05), *both)
+    assert set(verdicts(records(tmp_path / "a", *between)).values()) == {"reproduced"}
+    chosen_wrongly = (trials(PAPER), trials(worse, rho=0.3, choice_bonus=0.5), trials(worse, rho=0.5))
     assert verdicts(records(tmp_path / "b", *chosen_wrongly))["F1a"] == "contradicted"
+
+
+def test_a_radius_at_the_end_of_those_tried_leaves_claims_undecided(tmp_path):
+    both = (trials(PAPER, choice_bonus=0.001), trials(PAPER, rho=0.3))
+    decisions = decide(CLAIMS, records(tmp_path, *both), STATISTICS)
+    assert {d.verdict for d in decisions} == {"undecided"} and "space.rho=[0.033,0.1,0.3]" in decisions[0].why
+
+
+def test_a_config_that_lost_a_tuning_seed_is_not_chosen(tmp_path):
+    better = {name: (0.5, 500.0, loss) for name, (_, _, loss) in PAPER.items()}
+    seeds = (0, 1, *FRESH)
+    rows = [*trials(PAPER, seeds=seeds), *trials(better, rho=0.2, choice_bonus=0.5, seeds=seeds)]
+    rows += trials(better, rho=0.05, seeds=(0, 1))
+    for row in rows:
+        row["phase"] = "tune" if row["seed"] in (0, 1) else "confirm"
+        row["status"] = "diverged" if row["seed"] == 1 and row["config.rho"] == 0.2 else "complete"
+    assert set(verdicts(records(tmp_path, rows)).values()) == {"reproduced"}
+
+
+@pytest.mark.parametrize("lost", [FRESH[:1], FRESH])
+def test_diverged_trials_leave_their_claims_undecided_and_are_counted(tmp_path, lost):
+    rows = list(trials(PAPER))
+    for row in rows:
+        if row["seed"] in lost and row["cell"] == "no_bias,one_sam":
+            row["status"] = "diverged"
+    decisions = {d.claim.id: d for d in decide(CLAIMS, records(tmp_path, rows), STATISTICS)}
+    assert {id for id, d in decisions.items() if d.verdict == "undecided"} == {"F1a", "F1b"}
+    assert f"{len(lost)} trials of one_sam" in decisions["F1a"].why and "diverged" in decisions["F1a"].why
+
+
+def test_a_width_without_its_seeds_leaves_claims_undecided_and_sharpness_left_out_is_told(tmp_path):
+    rows = list(trials(PAPER))
+    rows[-1]["sharpness_is_hessian"] = 0.0  # 1-SAM on the layer norm
+    wide = [{**row, "trial": row["trial"] + "w", "config": row["config"].replace('"width": 100', '"width": 200'),
+             "config.width": 200, "status": "complete" if row["seed"] == 0 else "failed"}
+            for row in rows if row["cell"].startswith("no_bias")]  # fmt: skip
+    decisions = {d.claim.id: d for d in decide(CLAIMS, records(tmp_path, rows, wide), STATISTICS)}
+    assert decisions["F1a"].verdict == "undecided" and "(width 200, 100 steps) is left" in decisions["F1a"].why
+    assert decisions["F3b"].verdict == "reproduced" and "1 trials of one_sam" in decisions["F3b"].why
 
 
 def test_the_summary_is_of_fresh_seeds(tmp_path):

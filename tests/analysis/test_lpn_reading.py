@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from analysis.claims import decide
-from analysis.lpn_reading import CLAIMS, READING, chosen, costs, summary, wilson
+from analysis.lpn_reading import CLAIMS, READING, chosen, costs, summary
 from analysis.records import RecordsError, open_records
+from analysis.stats import wilson
 from tests.analysis.conftest import Sweep
 
 FRESH = (100, 101, 102, 103, 104)
@@ -32,7 +33,9 @@ def trial(n, tau, seed, found, *, walsh=100.0, fresh=True, rate=0.01, mean_error
 @pytest.fixture
 def records(tmp_path):
     """Rows of `trials` as records, by way of a folder."""
+    axes = {"learning_rate": {"low": 0.001, "high": 0.1}, "dimension": [10, 12]}
     spec = {"sweep": "s", "select": {"name": "select/mean_error"}, "report": {"name": "report/solved", "goal": "max"}}
+    spec |= {"axes": axes, "conditions": ["dimension"]}
     step, stage = {"sweep": "s", "trial": "", "step": 1}, {"sweep": "s", "stage": "", "executed_steps": 1}
     return lambda rows: open_records(Sweep(rows, [step], [stage], spec).write(tmp_path))
 
@@ -92,6 +95,62 @@ def test_a_cell_that_fails_on_some_seeds_leaves_the_claim_undecided(verdicts):
     rows = [row for row in grid() if json.loads(row["config"])["dimension"] < 14]
     rows += [trial(14, 0.4, seed, 1e5 if seed % 2 else None) for seed in FRESH]
     assert verdicts(rows)["LPN1"].verdict == "undecided"
+
+
+def test_three_secrets_of_three_decide_nothing_and_five_of_five_only_exactly(verdicts):
+    three = verdicts([row for row in grid() if row["seed"] < 103])["LPN1"]
+    assert (three.verdict, three.p_value) == ("undecided", pytest.approx(0.5**3))
+    assert str(three.interval) == str(wilson(3, 3))
+    assert verdicts(grid())["LPN1"].p_value == pytest.approx(0.5**5)
+
+
+def test_a_bound_does_not_favour_the_claim_it_stands_in(verdicts):
+    open_ = [row | {"report/solved": 0.0, "report/samples_to_secret": None} for row in grid()]
+    at = {name: [json.loads(row["config"])[name] for row in open_] for name in ("dimension", "noise_rate")}
+    steep = [b if n == 14 and tau == 0.4 else a for a, b, n, tau in zip(grid(), open_, *at.values(), strict=True)]
+    found = verdicts(steep)
+    assert {found[name].verdict for name in ("LPN4", "LPN5")} == {"undecided"} and "favours" in found["LPN4"].why
+    assert found["LPN2"].verdict == "reproduced"  # more samples than these: all the more
+    flat = [b if n == 10 and tau == 0.1 else a for a, b, n, tau in zip(grid(), open_, *at.values(), strict=True)]
+    assert verdicts(flat)["LPN4"].verdict == "reproduced"
+
+
+def test_diverged_trials_found_nothing_and_leave_samples_undecided(verdicts, records):
+    rows = grid()
+    rows[0] |= {"status": "diverged", "report/solved": None, "report/samples_to_secret": None, "samples": None}
+    found = verdicts(rows)
+    assert found["LPN1"].parts["n=10 tau=0.1"] == 0.8 and "1 of 45 trials diverged" in found["LPN1"].why
+    assert {found[name].verdict for name in ("LPN2", "LPN4", "LPN5")} == {"undecided"}
+    assert summary(records(rows))["diverged"].sum() == 1
+
+
+def tuned(best_rate):
+    """The rates 0.001, 0.01 and 0.1 on two tuning seeds of each problem of `grid`, one of them best."""
+    return [
+        trial(n, tau, seed, 50.0, fresh=False, rate=rate, mean_error=0.1 if rate == best_rate else 0.3)
+        for n in (10, 12, 14) for tau in (0.1, 0.3, 0.4) for seed in (0, 1) for rate in (0.001, 0.01, 0.1)
+    ]  # fmt: skip
+
+
+def test_only_the_chosen_config_of_a_problem_speaks(verdicts):
+    other = [row | {"report/samples_to_secret": 1.0} for row in grid(rate=0.1)]
+    assert verdicts([*grid(), *other, *tuned(0.01)])["LPN2"].estimate == verdicts(grid())["LPN2"].estimate
+    assert "no tuning trials" in verdicts([*grid(), *other])["LPN2"].why
+
+
+def test_conditions_are_parts_and_never_chosen_over(verdicts):
+    longer = grid(budget_steps=6000)
+    for row in longer:
+        row["trial"] += "longer"
+    parts = verdicts([*grid(), *longer])["LPN1"].parts
+    assert len(parts) == 18 and "n=10 tau=0.1 B=6000" in parts
+
+
+def test_a_rate_at_the_end_of_its_range_leaves_all_undecided(verdicts):
+    found = verdicts([*grid(rate=0.1), *tuned(0.1)])
+    assert {one.verdict for one in found.values()} == {"undecided"}
+    assert "space.learning_rate.high=1" in found["LPN1"].why
+    assert verdicts([*grid(), *tuned(0.01)])["LPN1"].verdict == "reproduced"
 
 
 def test_restricted_trials_have_their_own_claim(verdicts):

@@ -60,6 +60,15 @@ def test_a_config_that_was_not_flattened_can_be_filtered(maker: Maker):
     assert set(maker.open(made).where(peak_lr=4e-3).to_pandas()["config.peak_lr"]) == {4e-3}
 
 
+def test_a_filter_keeps_the_sweeps_of_its_trials_alone(maker: Maker):
+    other = maker.sweep(**SMALL, name="other")
+    for row in other.trials:
+        row["study"] = "toy"
+    records = maker.open(maker.sweep(**SMALL), other)
+    assert [spec["sweep"] for spec in records.where(study="toy").sweeps] == ["other"]
+    assert len(records.where(seed=[0, 100]).sweeps) == 2
+
+
 @pytest.mark.parametrize("format", ["csv", "json", "parquet"])
 def test_export_holds_the_same_trials(maker: Maker, tmp_path: Path, format: str):
     records = maker.open(maker.sweep(**SMALL))

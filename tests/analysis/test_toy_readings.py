@@ -10,7 +10,14 @@ import pytest
 from analysis import bigram_reading, river_valley_reading
 from analysis.choice import trial_frame
 from analysis.claims import Evidence, rule
-from analysis.paired_schedules import equal_peak_differences, mapped, summary_table, tuned, tuned_differences
+from analysis.paired_schedules import (
+    decay_gain_share,
+    equal_peak_differences,
+    mapped,
+    summary_table,
+    tuned,
+    tuned_differences,
+)
 from analysis.records import RecordsError, open_records
 from tests.analysis.conftest import Sweep, key_of
 
@@ -155,6 +162,8 @@ def test_an_optimum_at_the_end_of_the_peaks_is_said(records):
     assert best_peak("wsd", 500, 4.0) == PEAKS[0]
     assert any("space.peak_lr.low" in words for words in seen(river_valley_reading.READING, short, records).edges)
     assert not seen(river_valley_reading.READING, claim, records).edges
+    ends = evidence(records, "fresh", noise=4.0, budget_steps=500)
+    assert decay_gain_share(ends, "hill", "wsd").edges == ("space.peak_lr.low=0.0005",)
 
 
 def test_what_diverged_leaves_its_seeds_out_of_means_and_a_cross_on_the_map(tmp_path):
