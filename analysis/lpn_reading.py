@@ -336,7 +336,9 @@ def plot_device_seconds(records: Records) -> Figure:
     rows = chosen(records)
     rows = rows[column(rows, "device_seconds_alone").notna()]
     if rows.empty:
-        raise RecordsError(f"no net trained alone, and seconds in a pack are shared out: {_MAIN} resources.pack=1")
+        raise RecordsError(
+            f"no net trained alone, and seconds in a pack are shared out: {_MAIN} resources.pack=1 results=FOLDER"
+        )
     table = costs(rows, extra=["device"])
     devices = sorted(table["device"].astype(str).unique())
     figure, panels = side_by_side(len(devices), width=4.6, height=3.8, share_y=True)

@@ -136,7 +136,7 @@ class Records:
         ledger = self.ledger.filter(pa.array((sweeps & (stages.isin(kept) | ~stages.isin(every))).to_numpy(dtype=bool)))
         present = set(pc.unique(trials.column("sweep")).to_pylist())
         specs = tuple(spec for spec in self.sweeps if spec.get("sweep") in present)
-        return replace(self, trials=trials, measurements=owned, ledger=ledger, sweeps=specs)
+        return replace(self, trials=_without_empty(trials, specs), measurements=owned, ledger=ledger, sweeps=specs)
 
     def metric(self, role: Literal["select", "report"]) -> tuple[str, Literal["min", "max"]]:
         """Name and goal of the metric that chooses (`select`) or decides (`report`)."""
@@ -193,6 +193,20 @@ def column_named(name: str, columns: Sequence[str]) -> str:
     words = [c.removeprefix("config.") for c in columns]
     near = difflib.get_close_matches(name, words, n=3) or sorted(words)
     raise RecordsError(f"the trials have no column or config field {name!r}; did you mean {', '.join(near)}?")
+
+
+def _without_empty(trials: pa.Table, specs: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Without the metrics of other studies, which are null here and may be called like a field of this one."""
+    known = {
+        *SCHEMAS["trials"],
+        *(spec[role]["name"] for spec in specs for role in ("select", "report") if role in spec),
+    }
+    empty = [
+        name
+        for name in trials.column_names
+        if name not in known and not name.startswith("config.") and trials.column(name).null_count == len(trials)
+    ]
+    return trials.drop_columns(empty)
 
 
 def open_records(path: str | Path | Sequence[str | Path]) -> Records:

@@ -5,6 +5,7 @@ from math import comb
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from analysis.claims import Claim, Observation, decide, decisions_table, rule
@@ -167,3 +168,14 @@ def test_every_claim_names_a_statistic_and_its_source():
     for claim in CLAIMS:
         assert claim.statistic in STATISTICS
         assert "arXiv:" in claim.source
+
+
+def test_a_metric_of_another_study_does_not_hide_a_field_of_that_name(make_records):
+    """Two studies in a folder: to the one the other's metric is a column of nulls, here called like a field."""
+    records = make_records(tuning=(0, 1, 2), noise=1e-3)
+    other = records.trials.slice(0, 1)
+    for name, value in (("study", "other"), ("sweep", "other"), ("trial", "other")):
+        other = other.set_column(other.column_names.index(name), name, pa.array([value]))
+    other = other.append_column("method", pa.array([0.5]))
+    both = replace(records, trials=pa.concat_tables([records.trials, other], promote_options="permissive"))
+    assert verdicts(both.where(study="wsd"), "E1", "E2a") == verdicts(records, "E1", "E2a")
