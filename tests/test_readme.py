@@ -30,7 +30,11 @@ def commands() -> list[str]:
 def at_tiny_scale(command: str, folder: Path) -> str:
     """The same command at scale=tiny; a trial of the laptop sweep becomes one of the tiny sweep."""
     if command.startswith("python -m sweeps.store"):
-        trials = analysis.open(folder / "results").where(method="wsd", budget_steps=40, status="complete").trials
+        trials = (
+            analysis.open(folder / "results")
+            .where(study="wsd", method="wsd", budget_steps=40, status="complete")
+            .trials
+        )
         trial = trials["trial"][0].as_py()
         return re.sub(r'"wsd [^"]*"', trial, command).replace("--at 600 --decay 60", "--at 20 --decay 6")
     if "sweeps/" not in command or "--help" in command:
