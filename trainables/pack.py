@@ -23,6 +23,10 @@ from trainables.study import (
 Commit = Callable[[int, Stage], None]
 
 
+def _nothing() -> None:
+    pass
+
+
 class PackRun:
     """The `run` of a fused study: takes in its reports and ends its lanes.
 
@@ -30,8 +34,8 @@ class PackRun:
     cost the same: a lane's seconds are attributed, never measured.
     """
 
-    def __init__(self, study: FusedStudy, configs: Sequence[Any], run: Run, commit: Commit):
-        self.study, self.run, self.commit, self.device = study, run, commit, run.device
+    def __init__(self, study: FusedStudy, configs: Sequence[Any], run: Run, commit: Commit, heed: Callable[[], None]):
+        self.study, self.run, self.commit, self.heed, self.device = study, run, commit, heed, run.device
         self.roots, self.branches = zip(*(alone(study, config) for config in configs), strict=True)
         self.root_keys = [study.root_key(root) for root in self.roots]
         self.rows: list[list[Row]] = [[] for _ in configs]
@@ -40,7 +44,7 @@ class PackRun:
         self.since = time.perf_counter()
         self.evaluation = 0.0  # seconds of it since then
         self.measuring_since: float | None = None
-        self.fault: Exception | None = None  # what taking in a lane's end raised
+        self.fault: Exception | None = None  # what was raised in here, which is nobody's but ours
 
     def report(self, *, lane: int, step: int, full: bool = False, **metrics: float | Sequence[float]) -> None:
         """Take in a measurement of a lane; `full`, or a metric that is not finite, ends it. Later ones are ignored."""
@@ -53,7 +57,9 @@ class PackRun:
         ends = full or not finite
         key = branch.key if ends else state_key(self.root_keys[lane], branch.placed, step)
         self.rows[lane].append(Row(key, step, full, numbers, arrays, {}))
-        self.run.report(lane=lane, key=key, step=step, full=full, **numbers)
+        with self.ours():
+            self.run.report(lane=lane, key=key, step=step, full=full, **numbers)
+            self.heed()
         if not finite:
             self.end(lane, step, "diverged", str(Diverged(step, numbers)))
         elif full:
@@ -69,7 +75,18 @@ class PackRun:
             self.measuring_since = None
 
     def should_stop(self) -> bool:
-        return self.run.should_stop()
+        with self.ours():
+            self.heed()
+            return self.run.should_stop()
+
+    @contextmanager
+    def ours(self) -> Iterator[None]:
+        """What is raised in here passes through the study's code, and is not the study's."""
+        try:
+            yield
+        except Exception as fault:
+            self.fault = fault
+            raise
 
     def end(self, lane: int, step: int, status: Any = "complete", error: str | None = None) -> None:
         """Commit a lane with its share of the time so far."""
@@ -82,24 +99,25 @@ class PackRun:
         self.since, self.evaluation = now, 0.0
         self.alive.remove(lane)
         cost = Cost(self.shared.train_seconds, self.shared.evaluation_seconds)
-        try:
+        with self.ours():
             self.commit(lane, Stage(self.branches[lane], self.rows[lane], None, cost, step, status, error))
-        except Exception as fault:
-            self.fault = fault
-            raise
 
 
-def train_pack(study: FusedStudy, configs: Sequence[Any], run: Run, *, commit: Commit) -> None:
+def train_pack(
+    study: FusedStudy, configs: Sequence[Any], run: Run, *, commit: Commit, heed: Callable[[], None] = _nothing
+) -> None:
     """Train configs of equal shape together; each lane's stage is handed to `commit` when it ends.
+
+    `heed` is called whenever the study reports or asks whether to stop: what else has to be done now and then.
 
     What a pack raises may be one lane's fault, or memory: the lanes that had not ended are trained again one at a time,
     and only one that raises alone ends as failed. Raises Stopped when the run is asked to stop, ValueError for configs
-    of several shapes, and whatever `commit` raises.
+    of several shapes, and whatever `commit`, `heed` and the run raise.
     """
     shapes = {repr(study.shape(config)) for config in configs}
     if len(shapes) > 1:
         raise ValueError(f"a pack of {study.name} needs configs of one shape, got {', '.join(sorted(shapes))}")
-    pack = PackRun(study, configs, run, commit)
+    pack = PackRun(study, configs, run, commit, heed)
     try:
         study.train(configs, pack)
         if pack.alive and not run.should_stop():
@@ -113,8 +131,12 @@ def train_pack(study: FusedStudy, configs: Sequence[Any], run: Run, *, commit: C
         if len(configs) == 1:
             pack.end(0, 0, "failed", traceback.format_exc())
             return
+
+        def of_lane(lane: int) -> Commit:
+            return lambda _, stage: commit(lane, stage)
+
         for lane in sorted(pack.alive):
-            train_pack(study, [configs[lane]], run, commit=lambda _, stage, lane=lane: commit(lane, stage))  # type: ignore[misc]
+            train_pack(study, [configs[lane]], run, commit=of_lane(lane), heed=heed)
         return
     if pack.alive:
         raise Stopped(f"stopped with {len(pack.alive)} of {len(configs)} lanes training")

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -128,7 +127,7 @@ def _train_packs(job: Job, place: Place, store: Store, run: Run, tell: Callable[
         pack = items[first : first + size]
         commit = _LaneCommitter(store, job, pack, run, tell, startup)
         try:
-            train_pack(study, configs[first : first + size], commit, commit=commit)
+            train_pack(study, configs[first : first + size], run, commit=commit, heed=commit.write_due)
         finally:
             commit.write()
         startup = 0.0
@@ -136,8 +135,8 @@ def _train_packs(job: Job, place: Place, store: Store, run: Run, tell: Callable[
 
 @dataclass
 class _LaneCommitter:
-    """Writes the stages of a pack's lanes, those that end within a second together; it stands in as the pack's run, so
-    that no finished lane waits longer than to the next measurement of the others."""
+    """Writes the stages of a pack's lanes, those that end within a second together. None waits longer than to the next
+    measurement of the others, at which `write_due` is called."""
 
     store: Store
     job: Job
@@ -152,20 +151,6 @@ class _LaneCommitter:
     def __call__(self, lane: int, stage: Stage) -> None:
         self.ended.append((self.items[lane].root_key, stage))
         self.write_due()
-
-    def __post_init__(self) -> None:
-        self.device, self.rank, self.workers = self.run.device, self.run.rank, self.run.workers
-
-    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        return self.run.wrap(model)
-
-    def report(self, **row: Any) -> None:
-        self.run.report(**row)
-        self.write_due()
-
-    def should_stop(self) -> bool:
-        self.write_due()
-        return self.run.should_stop()
 
     def write_due(self) -> None:
         if time.monotonic() - self.written_at > TOGETHER_SECONDS:

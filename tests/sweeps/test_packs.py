@@ -208,6 +208,24 @@ def test_a_fault_in_taking_in_a_lane_is_not_the_lanes(tmp_path):
     assert trained == [3]
 
 
+def test_a_disk_that_fills_up_between_two_ends_blames_no_lane(tmp_path, monkeypatch):
+    """What had ended is written at the next report of another lane: an error there passes through the study's code."""
+    monkeypatch.setattr(worker, "TOGETHER_SECONDS", 0.05)
+    study = lanes_ending_at(lambda config: 20 if config.learning_rate == 0.3 else 1, pause=0.02)
+    sweep = open_sweep(spec_of(tmp_path, study, budgets=(20,), fresh=0, tuning=1), slots=1)
+    job = sweep.driver.next_job()
+
+    def full(*arguments, **words):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Store, "commit_lanes", full)
+    with pytest.raises(OSError, match="cannot write to"):
+        run_job(job, replace(sweep.place, pack=8), LocalRun(), sweep.driver.heard)
+    sweep.tuning.close()
+    with pytest.raises(OSError, match="no space left"):  # nor does a lane of the pack
+        train_pack(study, [LANES.tiny] * 2, LocalRun(), commit=lambda *ended: None, heed=full)
+
+
 def test_a_study_that_raises_after_its_last_lane_is_not_swallowed():
     def train(configs, run):
         LANES.train(configs, run)
