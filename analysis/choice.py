@@ -151,21 +151,29 @@ def seed_matrix(rows: pd.DataFrame, value: str) -> pd.DataFrame:
     return table.loc[rows["config_id"].drop_duplicates()]
 
 
-def mean_over_seeds(matrix: pd.DataFrame) -> tuple[pd.Series, str | None]:
-    """Mean per config, infinite for configs that miss a seed; with a note if no config has all seeds."""
+def centre_of(records: Records) -> str:
+    """What a config is worth over its tuning seeds, as the sweeps declare it: "mean" or "median"."""
+    declared = {spec.get("centre", "mean") for spec in records.sweeps} or {"mean"}
+    if len(declared) > 1:
+        raise RecordsError("some of these sweeps choose by the mean over seeds, some by the median; take one study")
+    return str(declared.pop())
+
+
+def centre_over_seeds(matrix: pd.DataFrame, centre: str = "mean") -> tuple[pd.Series, str | None]:
+    """Mean or median per config, infinite for configs that miss a seed; with a note if no config has all seeds."""
     complete = np.isfinite(matrix.to_numpy(dtype=float)).sum(axis=1)
     most = complete.max(initial=0)
     if most == 0:
         return pd.Series(np.inf, index=matrix.index), None
-    means = matrix.where(np.isfinite(matrix)).mean(axis=1).where(complete == most, np.inf)
+    values = matrix.where(np.isfinite(matrix)).agg(centre, axis=1).where(complete == most, np.inf)
     short = most < matrix.shape[1]
     return (
-        means,
+        values,
         f"no config completed all {matrix.shape[1]} tuning seeds; chosen among those with {most}" if short else None,
     )
 
 
-def best_config(rows: pd.DataFrame) -> str | None:
+def best_config(rows: pd.DataFrame, centre: str = "mean") -> str | None:
     """The config that the tuning trials among these rows of `trial_frame` choose; None where none can be chosen.
 
     As in the engine: only a config that completed all tuning seeds. Where the tuning trials were filtered away, a
@@ -177,8 +185,8 @@ def best_config(rows: pd.DataFrame) -> str | None:
         if len(left) > 1:
             raise RecordsError(f"{len(left)} configs and no tuning trials that choose among them; widen the filter")
         return str(left[0]) if len(left) else None
-    means, short = mean_over_seeds(seed_matrix(tune, "select"))
-    return None if short or not np.isfinite(means).any() else str(means.idxmin())
+    values, short = centre_over_seeds(seed_matrix(tune, "select"), centre)
+    return None if short or not np.isfinite(values).any() else str(values.idxmin())
 
 
 def edges_of(records: Records, rows: pd.DataFrame, config_id: str) -> tuple[Edge, ...]:
@@ -222,7 +230,7 @@ def axis_curves(records: Records, axis: str, by: str | Sequence[str] = "method")
         for value in sorted(rows[column].dropna().unique()):
             same = rows[rows[column] == value]
             matrix = seed_matrix(same, "select")
-            means, _ = mean_over_seeds(matrix)
+            means, _ = centre_over_seeds(matrix, centre_of(records))
             top = str(means.idxmin())
             best[float(value)] = (float(means[top]), matrix.reindex(columns=seeds).loc[top].to_numpy(dtype=float))
         if len(best) < 2 or not np.isfinite([loss for loss, _ in best.values()]).any():
@@ -257,11 +265,12 @@ def _choose_one(
     records: Records, rows: pd.DataFrame, group: tuple[Any, ...], budget: int, fields: list[str]
 ) -> Choice | None:
     select = seed_matrix(rows, "select")
-    means, note = mean_over_seeds(select)
+    centre = centre_of(records)
+    means, note = centre_over_seeds(select, centre)
     if not np.isfinite(means).any():
         return None
     top = str(means.idxmin())
-    report, _ = mean_over_seeds(seed_matrix(rows, "report"))
+    report, _ = centre_over_seeds(seed_matrix(rows, "report"), centre)
     usable = np.isfinite(means) & np.isfinite(report)
     chosen = rows[rows["config_id"] == top].iloc[0]
     seeds = select.columns[np.isfinite(select.loc[top].to_numpy(dtype=float))]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis.choice import Edge, declared_range, mean_over_seeds, seed_matrix
+from analysis.choice import Edge, centre_over_seeds, declared_range, seed_matrix
 from analysis.claims import Evidence, Observation
 from analysis.records import Records
 from analysis.stats import Interval, t_interval
@@ -42,7 +42,7 @@ def tuned(frame: pd.DataFrame, by: Sequence[str] = ()) -> list[Tuned]:
     columns = [*conditions_of(frame, by), "budget_steps", "config.method"]
     choices = []
     for key, rows in frame[frame["phase"] == "tune"].groupby(columns, sort=True):
-        means, _ = mean_over_seeds(seed_matrix(rows, "select"))
+        means, _ = centre_over_seeds(seed_matrix(rows, "select"))
         if np.isfinite(means).any():
             best = str(means.idxmin())
             peak = float(rows.loc[rows["config_id"] == best, PEAK].iloc[0])

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.choice import Choice, Edge, declared_range, mean_over_seeds, seed_matrix
+from analysis.choice import Choice, Edge, centre_over_seeds, declared_range, seed_matrix
 from analysis.claims import Claim, Evidence, Observation, Statistic
 from analysis.curves import split_at_decay
 from analysis.stats import loss_at_cost
@@ -137,7 +137,7 @@ def decay_drop_excess(evidence: Evidence, factor: float) -> Observation:
     tuning = largest[largest["phase"] == "tune"]
     if tuning.empty:
         return Observation(pd.DataFrame(), missing="completed wsd trials")
-    means, _ = mean_over_seeds(seed_matrix(tuning, "select"))
+    means, _ = centre_over_seeds(seed_matrix(tuning, "select"))
     rows = largest[largest["config_id"] == means.idxmin()]
     curves = evidence.records.to_pandas("measurements").merge(rows[["sweep", "trial", "seed"]], on=["sweep", "trial"])
     values = {}

@@ -144,6 +144,8 @@ class Study:
     tiny: a config that ends in seconds on a CPU.
     conditions: config fields that define the problem; never searched for quality.
     select, report: metrics on disjoint data; tuning sees `select` only, claims and frontiers use `report`.
+    centre: what a config is worth over its tuning seeds: the mean of `select`, or the median where some seeds have
+    only a bound (censored times).
     budget: the config field that counts steps (or what a step is made of: see `FusedStudy.steps`).
     units: root -> tokens (or samples) and FLOPs per step, parameters.
     family: (values, budgets) -> configs, one per budget; where a method's path passes through its earlier budgets
@@ -160,6 +162,7 @@ class Study:
     conditions: tuple[str, ...] = ()
     select: Metric = SELECT_LOSS
     report: Metric = REPORT_LOSS
+    centre: Literal["mean", "median"] = "mean"
     budget: str = "budget_steps"
     units: Callable[[Any], Mapping[str, float]] = lambda root: {}
     family: Callable[[Mapping[str, Any], Sequence[int]], list[Any]] | None = None

@@ -253,6 +253,7 @@ def describe_spec(spec: Spec, claims: Sequence[Mapping[str, Any]], numbers: Mapp
         "axes": dict(spec.axes),
         "fields": {"all": spec.resolved.study, **spec.resolved.within},
         "conditions": list(study.conditions),
+        "centre": study.centre,
         "select": study.select._asdict(),
         "report": study.report._asdict(),
         "objectives": [list(metric) for metric in spec.objectives],

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from sweeps.engine.words import Refused
 from trainables.study import Row
 
 KEPT_BYTES = 500_000_000  # states kept of the first tuning seed, for interpolation and export; none if they need more
+CENTRES = {"mean": fmean, "median": median}
 FRONT_CONFIRMED = 8  # of a front with more, so many are trained on fresh seeds: its ends, and evenly by rank between
 
 
@@ -191,7 +192,7 @@ class Cell:
         return self._outcome(asked) if entries and asked.settled else None
 
     def _score(self, asked: Asked, budget: int) -> tuple[float, ...] | None:
-        """Mean of each objective over tuning seeds, of the best enumeration; None when none is complete."""
+        """Centre of each objective over tuning seeds, of the best enumeration; None when none is complete."""
         return next((score for score, _ in chosen(self.spec, asked.by_budget.get(budget, {}).values())), None)
 
     def _height(self, asked: Asked, budget: int) -> float | None:
@@ -225,7 +226,8 @@ class Cell:
 
 
 def candidates(spec: Spec, entries: Iterable[Entry]) -> list[tuple[tuple[float, ...], Entry]]:
-    """(mean of each objective over the tuning seeds, first entry) of each set of values that is complete on all."""
+    """(centre of each objective over the tuning seeds, first entry) of each set of values complete on all of them."""
+    centre = CENTRES[spec.study.centre]
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(repr((entry.proposal, *entry.values.values())), []).append(entry)
@@ -234,7 +236,7 @@ def candidates(spec: Spec, entries: Iterable[Entry]) -> list[tuple[tuple[float, 
         rows = [entry.result for entry in members]
         found = [[measured(row, objective.name, spec) for objective in spec.objectives] for row in rows if row]
         if len(found) == len(spec.tuning_seeds):
-            ranked.append((tuple(map(fmean, zip(*found, strict=True))), members[0]))
+            ranked.append((tuple(map(centre, zip(*found, strict=True))), members[0]))
     return ranked
 
 

@@ -9,6 +9,7 @@ from scipy import stats
 
 import analysis
 from analysis import RecordsError
+from analysis.choice import best_config
 from tests.analysis.conftest import Maker, best_peak, family_steps, true_loss
 
 METHODS = ("cosine", "wsd", "wsd_s", "cyclic_cosine")
@@ -246,3 +247,14 @@ def test_ten_thousand_trials_take_seconds(maker: Maker):
     frontier = analysis.open(maker.folder).frontier()
     assert time.process_time() - start < 5
     assert {point.roots for point in frontier.points} == {170}
+
+
+def test_configs_are_chosen_by_the_centre_that_their_sweep_declares():
+    rows = pd.DataFrame(
+        [
+            {"config_id": name, "seed": seed, "select": value, "phase": "tune"}
+            for name, values in {"mean": (2.5, 2.5, 2.5), "median": (1.0, 2.0, 9.0)}.items()
+            for seed, value in enumerate(values)
+        ]
+    )
+    assert {centre: best_config(rows, centre) for centre in ("mean", "median")} == {"mean": "mean", "median": "median"}

@@ -220,3 +220,20 @@ def test_more_proposals_of_an_adaptive_sampler_continue_the_shorter_search(tmp_p
     one, two = ([p.values for p, _ in s.tuning.cells[0].proposals.outcomes()] for s in (first, second))
     assert two[:3] == one and len(two) == 5
     assert second.executed == 2 * (30 + 5 + 10)
+
+
+LOSSES = {0.05: (3.0, 3.0, 3.0), 0.1: (1.0, 2.0, 9.0), 0.2: (2.5, 2.5, 2.5), 0.4: (9.0, 9.0, 9.0)}
+
+
+def table_of_losses(configs, run):
+    """Made-up trials whose mean and median over the seeds 0, 1 and 2 choose different rates."""
+    for lane, config in enumerate(configs):
+        loss = LOSSES[round(config.learning_rate, 6)][config.seed % 1000 % 3]
+        run.report(lane=lane, step=config.budget_steps, full=True, **{"select/loss": loss, "report/loss": loss})
+
+
+@pytest.mark.parametrize(("centre", "best"), [("mean", 0.2), ("median", 0.1)])
+def test_a_study_says_whether_the_mean_or_the_median_over_seeds_chooses(tmp_path, centre, best):
+    study = replace(toys.LANES, train=table_of_losses, centre=centre)
+    sweep = run_sweep(toy_spec(tmp_path, study, rates=RATES, tuning=3, fresh=1, budgets=(20,)))
+    assert [entry.trial.config.learning_rate for entry in of(sweep, "confirm")] == [pytest.approx(best)]
