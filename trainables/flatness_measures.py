@@ -7,6 +7,7 @@ Every function takes a pack and gives one number per lane alive.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -97,12 +98,16 @@ def sharpness(pack: Pack, excess: torch.Tensor, full: bool) -> Lanes:
     apart = (excess >= pack.knobs["interpolated_below"]) & trace.isfinite() & torch.tensor(full, device=pack.device)
     for position in apart.nonzero()[:, 0].tolist():
         weights, one = ({name: value[position] for name, value in part.items()} for part in (pack.weights, data))
-        hessian = Hessian(lambda where, one=one: pack.lane_loss(where, one), weights)  # type: ignore[misc]
+        hessian = Hessian(partial(_loss_on, pack, one), weights)
         top[position] = top_eigenvalues(hessian, tolerance=EIGENVALUE_TOLERANCE).values[0]
         if pack.first.architecture == "sim_bn":
             batch = [{name: value[None] for name, value in part.items()} for part in (weights, one)]
             trace[position] = vmapped.hessian_traces(pack.lane_loss, batch[0], batch[1])[0]
     return {"trace": trace, "top_eigenvalue": top, "sharpness_is_hessian": apart.float()}
+
+
+def _loss_on(pack: Pack, data: Lanes, weights: Lanes) -> torch.Tensor:
+    return pack.lane_loss(weights, data)
 
 
 def least_trace(pack: Pack) -> torch.Tensor:

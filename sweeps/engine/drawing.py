@@ -11,8 +11,9 @@ from matplotlib.lines import Line2D
 from rich.text import Text
 from rich.tree import Tree as Drawing
 
+from sweeps.engine.items import items
 from sweeps.engine.jobs import lane_shares
-from sweeps.engine.plan import Node, Plan, Tree, items
+from sweeps.engine.plan import Node, Plan, Tree
 from trainables.common.timeline import Ramp
 
 STRETCHES = {"rise": "#9aa5b1", "stable": "#1b4965", "fall": "#e07a5f"}

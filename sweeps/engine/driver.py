@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from sweeps.engine.items import Item, worth_keeping
 from sweeps.engine.jobs import Queue
-from sweeps.engine.plan import Item, Known, Plan, Trial, plan, worth_keeping
+from sweeps.engine.plan import Known, Plan, Trial, plan
 from sweeps.engine.store import Commit, DamagedStore, Index, Store
 from sweeps.engine.worker import Job, Told
 from trainables.study import FusedStudy, Row

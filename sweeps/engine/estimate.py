@@ -7,8 +7,9 @@ from math import ceil
 from statistics import median
 from typing import Any
 
+from sweeps.engine.items import Item, worth_keeping
 from sweeps.engine.jobs import Queue
-from sweeps.engine.plan import Item, Plan, worth_keeping
+from sweeps.engine.plan import Plan
 from sweeps.engine.store import Index
 
 ASSUMED_FLOPS_PER_SECOND = {"cpu": 25e9, "gpu": 150e12}  # per slot, until something was measured here

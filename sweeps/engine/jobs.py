@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
-from sweeps.engine.plan import Item, Plan, items
+from sweeps.engine.items import Item, items
+from sweeps.engine.plan import Plan
 from sweeps.engine.store import Commit
 from sweeps.engine.worker import Job, longest_first
 

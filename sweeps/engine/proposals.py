@@ -19,14 +19,12 @@ from typing import Any, Literal
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search_spaces import Space
+from sweeps.engine.journal import drop_torn_line, new_study, open_study, outcome_of
 from sweeps.engine.samplers import (
     ADAPTIVE,
-    DIRECTIONS,
     STATES,
     Learner,
     Outcome,
@@ -145,7 +143,7 @@ class Proposals:
         if path is not None and record:
             self._open_to_write(path, header)
         elif path is not None and path.exists():
-            self._read(_study(path))
+            self._read(open_study(path))
         return self
 
     def ask(self) -> Proposal | None:
@@ -300,8 +298,8 @@ class Proposals:
                 "wait for that sweep to end, or take another results folder"
             ) from None
         try:
-            _drop_torn_line(path)
-            journal = _study(path) or _new_study(path, self._goals)
+            drop_torn_line(path)
+            journal = open_study(path) or new_study(path, self._goals)
             if "header" not in journal.user_attrs:
                 journal.set_user_attr("header", header)
             self._read(journal)
@@ -314,12 +312,12 @@ class Proposals:
         for trial in study.get_trials(deepcopy=False) if study else ():
             self._journalled += 1
             if trial.user_attrs.get("filled"):
-                outcome = _outcome(trial)
+                outcome = outcome_of(trial)
                 assert outcome is not None
                 self._priors.append((dict(trial.params), outcome))
                 continue
             index, attempt, lag = (trial.user_attrs[key] for key in ("index", "attempt", "lag"))
-            entry = _Entry(dict(trial.params), lag, trial.number, attempt, _outcome(trial))
+            entry = _Entry(dict(trial.params), lag, trial.number, attempt, outcome_of(trial))
             if index == len(self._entries):
                 self._entries.append(entry)
             else:
@@ -347,64 +345,6 @@ class Proposals:
             self._journal.add_trial(trial)
             self._journalled += 1
             self._unsynced = True
-
-
-class _Lines(JournalFileBackend):
-    """A journal's file. A line is in it at once, so a killed process loses none; `Proposals.sync` does for the machine.
-
-    No lock per line either: the journal's own lock is held as long as it is open.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self.path = path
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        with self.path.open("ab") as file:
-            file.writelines(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
-
-
-def _study(path: Path) -> optuna.Study | None:
-    """Optuna's study in a journal file, None if there is none yet. RuntimeError for a damaged file."""
-    if not path.exists():
-        return None
-    try:
-        storage = _storage(path)
-        return optuna.load_study(study_name=None, storage=storage) if storage.get_all_studies() else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RuntimeError(
-            f"the journal {path} is damaged ({type(error).__name__}: {error}); move it away and run again: "
-            "the same proposals are made again, and finished trials are answered from the store"
-        ) from error
-
-
-def _new_study(path: Path, goals: Sequence[str]) -> optuna.Study:
-    return optuna.create_study(storage=_storage(path), directions=[DIRECTIONS[goal] for goal in goals])
-
-
-def _storage(path: Path) -> JournalStorage:
-    return JournalStorage(_Lines(path))
-
-
-def _outcome(trial: FrozenTrial) -> Outcome | None:
-    match trial.state:
-        case TrialState.COMPLETE:
-            return complete(*trial.values)
-        case TrialState.PRUNED:
-            return pruned()
-        case TrialState.FAIL:
-            return failed()
-    return None
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cut off the line that a killed process or machine left half written at the end; whole lines stay."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
 
 
 def _same(values: Mapping[str, Any], outcome: Outcome) -> str:

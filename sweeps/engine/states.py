@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from search_spaces.fields import field_types, fit
-from sweeps.engine.plan import Trial, items, make_trial, plan
+from sweeps.engine.items import items
+from sweeps.engine.plan import Trial, make_trial, plan
 from sweeps.engine.store import Store
 from sweeps.engine.worker import Job, Place, run_job
 from trainables.registry import STUDIES

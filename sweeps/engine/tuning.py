@@ -30,7 +30,7 @@ from sweeps.engine.words import Refused
 from trainables.study import Row
 
 KEPT_BYTES = 500_000_000  # states kept of the first tuning seed, for interpolation and export; none if they need more
-CENTRES = {"mean": fmean, "median": median}
+CENTRES: Mapping[str, Callable[[Iterable[float]], float]] = {"mean": fmean, "median": median}
 FRONT_CONFIRMED = 8  # of a front with more, so many are trained on fresh seeds: its ends, and evenly by rank between
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from sweeps.engine.items import Item
 from sweeps.engine.packs import pack_size
-from sweeps.engine.plan import Item
 from sweeps.engine.store import Commit, DamagedStore, Store
 from trainables.common.process import reset_process
 from trainables.pack import train_pack

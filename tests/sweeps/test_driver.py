@@ -10,7 +10,7 @@ from math import isfinite
 import pytest
 
 from sweeps.engine.driver import measured_rows
-from sweeps.engine.plan import worth_keeping
+from sweeps.engine.items import worth_keeping
 from sweeps.engine.spec import Search
 from sweeps.engine.store import Store
 from sweeps.engine.worker import run_job

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_spaces import files
-from sweeps.engine.plan import NothingKnown, common_steps, items, make_trial, marginal_steps, plan
+from sweeps.engine.items import items
+from sweeps.engine.plan import NothingKnown, common_steps, make_trial, marginal_steps, plan
 from sweeps.engine.words import make_spec
 from tests.sweeps.engine_cases import FREE, Free, Memory, nodes, running, stages_of
 from trainables import wsd

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from sweeps.engine.plan import items, make_trial, plan
+from sweeps.engine.items import items
+from sweeps.engine.plan import make_trial, plan
 from sweeps.engine.store import Store
 from sweeps.engine.worker import Job, Place, run_job
 from trainables import wsd

@@ -43,7 +43,10 @@ def test_closed_gradients_are_autograds_for_any_picked_samples_in_any_lane(name)
 
 def test_the_toy_is_its_formula_with_its_curvature_on_the_manifold():
     x = torch.tensor([0.3, 0.6, 0.2, -0.5], dtype=DOUBLE)
-    loss = lambda x: PROBLEMS["toy4d"].residuals(x).square().mean()  # noqa: E731
+
+    def loss(x):
+        return PROBLEMS["toy4d"].residuals(x).square().mean()
+
     first, second = 0.3**2 + 6 * 0.6**2 + 8, 4 * 0.7**2 + 0.4**2 + 1
     assert float(loss(x)) == pytest.approx(first * 0.2**2 + second * 0.5**2, rel=1e-14)
     x[2:] = 0
