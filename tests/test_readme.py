@@ -1,4 +1,4 @@
-"""Every command and snippet of the README runs, at scale=tiny, one after another as a reader would; figures exist."""
+"""Every command and snippet of the README and the studies' pages runs, at scale=tiny; links and figures exist."""
 
 import re
 import subprocess
@@ -11,8 +11,12 @@ import pytest
 import analysis
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(bash|python|yaml)(?: (\S+))?\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+DOCUMENTS = {file: file.read_text() for file in (ROOT / "README.md", *sorted(ROOT.glob("docs/studies/*.md")))}
+BLOCKS = [
+    block
+    for text in DOCUMENTS.values()
+    for block in re.findall(r"^```(bash|python|yaml)(?: (\S+))?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+]
 NOT_HERE = {
     "make": "what CI itself calls, or a benchmark of minutes",
     "mlflow": "a server; test_tracking.py holds what it shows",
@@ -94,8 +98,18 @@ def test_own_parts_are_as_short_as_promised():
             assert len([line for line in text.splitlines() if line.strip()]) <= 10
 
 
-def test_every_picture_is_there():
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
-    assert pictures
-    for picture in pictures:
-        assert (ROOT / picture).stat().st_size > 1000, picture
+def test_every_link_within_the_project_leads_to_a_file_and_every_picture_is_one():
+    pictures = 0
+    for document, text in DOCUMENTS.items():
+        for picture, target in re.findall(r"(!?)\[[^\]]*\]\(([^)#]+)\)", text):
+            if "://" not in target:
+                assert (document.parent / target).stat().st_size > (1000 if picture else 0), (
+                    f"{document.name}: {target}"
+                )
+                pictures += bool(picture)
+    assert pictures >= 12
+
+
+def test_every_study_has_a_page():
+    pages = {word for text in DOCUMENTS.values() for word in re.findall(r"docs/studies/(\w+)\.md", text)}
+    assert pages == {file.stem for file in DOCUMENTS if file.parent.name == "studies"}
