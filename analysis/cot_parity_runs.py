@@ -1,0 +1,122 @@
+"""The runs of `cot_parity` that count: problems, chosen rates, and samples to success of which some are censored.
+
+A problem is a cell in one layout and one net; `problem` names it and `pair` names it without the layout. A run that
+diverged never learned anything: it is censored like one that was out of budget.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis.choice import best_config, centre_of, edges_of, trial_frame
+from analysis.claims import Evidence
+from analysis.records import Records, RecordsError
+
+SAMPLES, CENSORED = "report/sample_complexity", "report/censored"
+LAYOUTS = {True: "chain", False: "direct"}
+_RAN = ("complete", "diverged")
+_ALWAYS = {"input_bits": "n", "secret_bits": "k"}
+_SOMETIMES = {
+    "layers": "L", "heads": "H", "width": "d", "norm": "norm", "start": "", "train_size": "m",
+    "entropy_bonus": "bonus", "success_at": "at", "confirmations": "confirmed", "held_out_rows": "E",
+    "secret_seed": "secret", "budget_steps": "B",
+}  # fmt: skip
+"""What makes a problem, and its short names: all that is not tuned."""
+
+
+class Runs(NamedTuple):
+    """Runs of each problem's chosen config, the edges of those configs, and what is not among them."""
+
+    rows: pd.DataFrame
+    edges: tuple[str, ...]
+    lost: str  # problems without such a run
+    remark: str
+
+
+def runs_of(evidence: Evidence) -> Runs:
+    """The runs that may decide a claim. Raises RecordsError where there are none."""
+    frame = named(evidence.frame)
+    own = of_chosen_configs(frame, centre_of(evidence.records))
+    own = own[own["fresh"]] if evidence.seeds == "fresh" else own
+    rows = own[own["status"].isin(_RAN)]
+    if rows.empty:
+        raise RecordsError("no run on fresh seeds has ended; run the sweep with seeds=3 or more")
+    edges = [
+        edge.words
+        for problem, config in rows[["problem", "config_id"]].drop_duplicates().itertuples(index=False)
+        for edge in edges_of(evidence.records, frame[frame["problem"] == problem], config)
+    ]
+    without = [problem for problem in frame["problem"].unique() if problem not in set(rows["problem"])]
+    lost = f"no run of a chosen config ended on the seeds that decide: {', '.join(without)}" if without else ""
+    gone = len(own) - len(rows)
+    return Runs(with_times(rows), tuple(dict.fromkeys(edges)), lost, f"{gone} runs did not end" if gone else "")
+
+
+def chosen(records: Records) -> pd.DataFrame:
+    """The runs of the chosen configs: on fresh seeds, or on those that chose them where there are none."""
+    rows = of_chosen_configs(named(trial_frame(records)), centre_of(records))
+    ran = rows[rows["status"].isin(_RAN)]
+    if ran.empty:
+        raise RecordsError("no run has ended, or no config on all its tuning seeds")
+    return with_times(ran[ran["fresh"]] if ran["fresh"].any() else ran)
+
+
+def of_chosen_configs(frame: pd.DataFrame, centre: str) -> pd.DataFrame:
+    """The runs of the config that the tuning seeds choose for each problem."""
+    groups = [same[same["config_id"] == best_config(same, centre)] for _, same in frame.groupby("problem", sort=False)]
+    return pd.concat(groups) if groups else frame
+
+
+def with_times(rows: pd.DataFrame) -> pd.DataFrame:
+    """With `time`, the samples to success or those drawn without it, and `observed`, whether there was one."""
+    observed = (column(rows, CENSORED) == 0) & (rows["status"] == "complete")
+    drawn = column(rows, "samples").astype(float)
+    return rows.assign(observed=observed, time=column(rows, SAMPLES).astype(float).where(observed, drawn))
+
+
+def named(rows: pd.DataFrame) -> pd.DataFrame:
+    """With `layout`, `pair` (the problem in both layouts), and `problem`. What all runs share goes unsaid."""
+    layout = column(rows, "config.chain_of_thought").map(LAYOUTS)
+    pair = pd.Series([""] * len(rows), index=rows.index)
+    for name, label in (_ALWAYS | _SOMETIMES).items():
+        values = column(rows, f"config.{name}")
+        if name in _ALWAYS or values.nunique(dropna=False) > 1:
+            pair = pair + " " + values.map(lambda value, label=label: _said(label, value))
+    pair = pair.str.split().str.join(" ")
+    return rows.assign(layout=layout, pair=pair, problem=pair + " " + layout)
+
+
+def _said(label: str, value: object) -> str:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return f"no {label}"
+    text = f"{value:.10g}" if isinstance(value, int | float) else str(value)
+    return f"{label}={text}" if label else text
+
+
+def plain(rows: pd.DataFrame) -> pd.DataFrame:
+    """Runs on new rows at every step, from random weights, on which nobody intervened."""
+    kept = (column(rows, "config.entropy_bonus").fillna(0.0) == 0) & column(rows, "config.train_size").isna()
+    return rows[kept & (column(rows, "config.start").fillna("random") == "random")]
+
+
+def column(rows: pd.DataFrame, name: str) -> pd.Series:
+    """A column, or nothing but nan where no run of the sweep had it."""
+    return rows[name] if name in rows else pd.Series(np.nan, index=rows.index)
+
+
+def least_over_rates(records: Records) -> pd.DataFrame:
+    """As the author counts: of each problem and tuning seed, the least samples over all rates that were tried.
+
+    Columns problem, seed, time, observed; censored where no rate succeeded, with the most samples that one drew.
+    """
+    frame = trial_frame(records)
+    rows = with_times(named(frame[(frame["phase"] == "tune") & frame["status"].isin(_RAN)]))
+    found = []
+    for (problem, seed), same in rows.groupby(["problem", "seed"], sort=False):
+        successes = same.loc[same["observed"], "time"]
+        time = successes.min() if len(successes) else same["time"].max()
+        found.append({"problem": problem, "seed": seed, "time": float(time), "observed": bool(len(successes))})
+    return pd.DataFrame(found, columns=["problem", "seed", "time", "observed"])
