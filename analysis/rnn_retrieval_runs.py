@@ -1,0 +1,176 @@
+"""The trials of `rnn_retrieval` that count: those of the rate that tuning seeds choose for each problem and model.
+
+A problem is a task of a length, with its values and its body; a net is a model of a size, trained for a budget.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis.choice import Edge, best_config, edges_of, trial_frame
+from analysis.claims import Evidence
+from analysis.records import Records, RecordsError
+from analysis.stats import NEAR_BEST_NATS
+
+RECURRENT = ("gru", "lstm", "ssm")
+ACCURACY, LOSS_FALL = "report/accuracy", "report/loss_fall"
+RECALLED = 0.95  # accuracy above which a net is said to recall (ours)
+PLATEAU_NATS = 0.02  # the most that the loss falls over the last quarter of a training that has come to rest (ours)
+FAR_BELOW = 1 / 16  # of a state's bits: what a control may demand of it at most (ours)
+
+_READ_BY = {  # fields that only some tasks read, with short names
+    "values": ("recall", "index", "counting", "grams"),
+    "questions": ("recall", "index", "counting", "grams"),
+    "stacked": ("recall",),
+    "gram": ("grams",),
+    "graph": ("istree",),
+    "body": ("istree",),
+}
+_SHORT = {"length": "n", "values": "v", "questions": "q", "gram": "c", "stacked": "stacked", "train_rows": "rows"}
+_SHORT |= {"budget_steps": "B"}
+PROBLEM = ("task", "length", "values", "questions", "stacked", "gram", "graph", "body", "train_rows")
+NET = ("model", "size", "positions", "embedding", "budget_steps")
+
+
+class Judged(NamedTuple):
+    """Trials with their problem, net, kind and accuracy, and what of their choice speaks against deciding on them."""
+
+    rows: pd.DataFrame  # of chosen configs, on the seeds that decide
+    lost: str  # nets on problems without such a trial
+    frame: pd.DataFrame  # what they were chosen among
+    records: Records
+
+    def edges(self, rows: pd.DataFrame) -> tuple[str, ...]:
+        """The words that widen the space where one of these rows' configs lies at its end."""
+        found: list[str] = []
+        for (problem, net), own in rows.groupby(["problem", "net"], sort=False):
+            among = self.frame[(self.frame["problem"] == problem) & (self.frame["net"] == net)]
+            found += [edge.words for edge in edges_that_matter(self.records, among, own["config_id"].iloc[0])]
+        return tuple(dict.fromkeys(found))
+
+
+def judged(evidence: Evidence) -> Judged:
+    """The trials that count. Raises RecordsError where there are none."""
+    frame = named(evidence.frame)
+    own = of_chosen_configs(frame)
+    rows = own[own["fresh"]] if evidence.seeds == "fresh" else own
+    if rows.empty:
+        raise RecordsError("no trial on fresh seeds has ended; run the sweep with seeds=3 or more")
+    there = dict.fromkeys(rows["problem"] + " " + rows["net"])
+    gone = [arm for arm in dict.fromkeys(frame["problem"] + " " + frame["net"]) if arm not in there]
+    lost = f"no trial of a chosen config ended on the seeds that decide: {', '.join(gone)}" if gone else ""
+    return Judged(rows, lost, frame, evidence.records)
+
+
+def edges_that_matter(records: Records, rows: pd.DataFrame, config: str) -> list[Edge]:
+    """Edges of a choice but for those where a value inside the range is as good, within 3e-3 nats of select loss."""
+    tune = rows[rows["phase"] == "tune"]
+    means = tune.groupby("config_id")["select"].mean()
+    near = tune[tune["config_id"].isin(means.index[means <= means[config] + NEAR_BEST_NATS])]
+    found = []
+    for edge in edges_of(records, rows, config):
+        inside = near[f"config.{edge.axis}"].between(min(edge.tried), max(edge.tried), inclusive="neither")
+        if not inside.any():
+            found.append(edge)
+    return found
+
+
+def of_chosen_configs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The trials that completed of the config that the tuning seeds choose for each net on each problem."""
+    groups = [same[same["config_id"] == best_config(same)] for _, same in frame.groupby(["problem", "net"], sort=False)]
+    rows = pd.concat(groups) if groups else frame
+    return rows[(rows["status"] == "complete") & rows["accuracy"].notna()]
+
+
+def chosen(records: Records) -> pd.DataFrame:
+    """The trials of the chosen configs: on fresh seeds, or on those that chose them where there are none."""
+    rows = of_chosen_configs(named(trial_frame(records)))
+    if rows.empty:
+        raise RecordsError("no trial has ended, or no config on all its tuning seeds")
+    return rows[rows["fresh"]] if rows["fresh"].any() else rows
+
+
+def named(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with each trial's problem, net, kind and accuracy in columns of their own."""
+    problem = _names(frame, PROBLEM, always=("task", "length"))
+    without = _names(frame, tuple(name for name in PROBLEM if name != "length"), always=("task",))
+    return frame.assign(
+        problem=problem,
+        family=without,  # a problem without its length: what grows
+        net=_names(frame, NET, always=("model",)),
+        sizes=_names(frame, NET[1:]),
+        model=frame["config.model"],
+        length=frame["config.length"].astype(int),
+        recurrent=frame["config.model"].isin(RECURRENT),
+        accuracy=column(frame, ACCURACY).astype(float),
+    )
+
+
+def _names(frame: pd.DataFrame, fields: tuple[str, ...], always: tuple[str, ...] = ()) -> pd.Series:
+    """A short name of these fields for each trial: those of `always`, and those that tell trials of a task apart."""
+    names = pd.Series([""] * len(frame), index=frame.index)
+    for field in fields:
+        values = column(frame, f"config.{field}")
+        read = column(frame, "config.task").isin(_READ_BY.get(field, tuple(column(frame, "config.task").unique())))
+        if field not in always and values[read].nunique(dropna=False) <= 1:
+            continue
+        label = f"{_SHORT[field]}=" if field in _SHORT else ""
+        names = names.where(~read, names + " " + label + values.map(_text))
+    return names.str.strip()
+
+
+def _text(value: object) -> str:
+    return f"{value:.10g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def column(rows: pd.DataFrame, name: str) -> pd.Series:
+    """A column, or nothing but nan where no trial of the sweep had it."""
+    return rows[name] if name in rows else pd.Series(np.nan, index=rows.index)
+
+
+def beyond(rows: pd.DataFrame) -> pd.Series:
+    """Which trials demand at least as many bits as the net's state has past the prompt."""
+    return column(rows, "required_bits").astype(float) >= column(rows, "state_bits").astype(float)
+
+
+def far_below(rows: pd.DataFrame) -> pd.Series:
+    """Which trials demand so few bits that the state is no excuse: controls."""
+    return column(rows, "required_bits").astype(float) <= FAR_BELOW * column(rows, "state_bits").astype(float)
+
+
+def excuse(row: pd.Series, rows: pd.DataFrame) -> str:
+    """Why low accuracy of a recurrent net on a problem says nothing about its memory; empty where it does.
+
+    `row` is of `arms`, `rows` all judged trials: the control is the same net on a problem far below its state.
+    """
+    if not row["beyond"]:
+        return f"its state of {row['state_bits']:.0f} bits has room for the {row['required_bits']:.0f} required"
+    fall = float(row["loss_fall"])
+    if not fall <= PLATEAU_NATS:
+        return f"its loss still fell by {fall:.2g} nats over the last quarter"
+    control = rows[(rows["net"] == row["net"]) & far_below(rows)]
+    if control.empty:
+        return f"it has no control that requires at most {FAR_BELOW:.3g} of its state's bits"
+    if control["accuracy"].mean() <= RECALLED:
+        return f"it also fails on its control ({control['accuracy'].mean():.2f})"
+    return ""
+
+
+def arms(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per problem and net: means over seeds of what was measured, and what was demanded."""
+    means = {"accuracy": "accuracy", "loss_fall": LOSS_FALL, "token_accuracy": "report/token_accuracy"}
+    means |= {"match": "report/match", "before_error": "report/before_error", "chance": "chance", "ceiling": "ceiling"}
+    means |= {"state_bits": "state_bits", "required_bits": "required_bits", "parameters": "parameters"}
+    means |= {"flops": "flops_nominal"}
+    found = []
+    for _, same in rows.groupby(["problem", "net"], sort=False):
+        first = same.iloc[0]
+        row = {name: first[name] for name in ("problem", "family", "net", "model", "sizes", "length", "recurrent")}
+        row |= {name: float(column(same, source).astype(float).mean()) for name, source in means.items()}
+        row |= {"beyond": bool(beyond(same).all()), "seeds": len(same), "values": same["accuracy"].tolist()}
+        row["rate"] = float(column(same, "config.learning_rate").astype(float).mean())
+        found.append(row)
+    return pd.DataFrame(found)
