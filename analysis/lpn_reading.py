@@ -168,7 +168,7 @@ def judged(evidence: Evidence) -> Judged:
     own = own[own["fresh"]] if evidence.seeds == "fresh" else own
     rows = own[own["status"].isin(_RAN)]
     if rows.empty:
-        raise RecordsError("no trial on fresh seeds has ended; run the sweep with seeds.fresh=3 or more")
+        raise RecordsError("no trial on fresh seeds has ended; run the sweep with seeds=3 or more")
     pairs = rows[["part", "config_id"]].drop_duplicates().itertuples(index=False)
     edges = [
         edge.words

@@ -2,9 +2,12 @@
 
 from analysis import (
     bigram_reading,
+    cot_parity_reading,
+    dyck_reading,
     flatness_reading,
     lpn_reading,
     river_valley_reading,
+    rnn_retrieval_reading,
     sam_bias_reading,
 )
 from analysis.figures import by_groups
@@ -27,6 +30,9 @@ READINGS: dict[str, Reading] = {
     "lpn": lpn_reading.READING,
     "river_valley": river_valley_reading.READING,
     "bigram": bigram_reading.READING,
+    "cot_parity": cot_parity_reading.READING,
+    "rnn_retrieval": rnn_retrieval_reading.READING,
+    "dyck": dyck_reading.READING,
 }
 
 

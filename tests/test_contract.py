@@ -75,6 +75,46 @@ OTHER_VALUES = {
         "loss": "l1",
         "optimizer": "sgd",
     },
+    "cot_parity": {
+        "train_size": 16,
+        "initialisation": "gpt2",
+        "start": "constructed",
+        "schedule": "linear",
+        "clip_norm": None,
+        "success_at": 0.02,  # tiny has exact matches between 0 and 1
+        "held_out_rows": 8,
+        "secret_seed": 7,
+        "entropy_bonus": 1.0,
+    },
+    "rnn_retrieval": {
+        "task": "index",
+        "graph": "random",
+        "body": "none",
+        "model": "gru",
+        "size": "4k",
+        "positions": "learned",
+        "embedding": "sinusoidal",
+        "train_rows": 16,
+        "clip": 0.01,
+        "gram": 2,
+        "values": 16,
+    },
+    "dyck": {
+        "ood_lengths": (16, 20),
+        "first_layer": "trigonometric",
+        "positions": "linear",
+        "trains": "around_map",
+        "train_open_rate": 0.4,
+        "prefix_length": 4,
+        "contrast": 0.5,
+        "kinds": 3,
+        "depth": 2,
+        "score_spread": 2.0,
+        "keep_rate": 0.25,
+        "network_seed": 7,
+        "length": 10,
+        "probe_length": 5,
+    },
 }
 # The method under which a schedule field is read.
 POOL = dict(setting="moderate", samples=4096)
@@ -106,6 +146,25 @@ VARIANTS = {
         dict(setting="restricted"),
         dict(network="sparse_mlp", keep_rate=0.8),
     ],
+    "cot_parity": [
+        {},
+        dict(chain_of_thought=False, norm=False),  # start=constructed is refused elsewhere
+        dict(success_at=0.02),  # where confirmations matter
+    ],
+    "rnn_retrieval": [
+        {},
+        dict(model="gru"),
+        dict(task="grams", values=32, length=12),
+        dict(task="istree", body="none"),
+        dict(task="istree", body="cot", length=6),
+    ],
+    "dyck": [
+        {},
+        dict(first_layer="learned"),
+        dict(prefix_length=4, contrast=0.1),
+        dict(trains="around_map", score_spread=1.0),
+        dict(trains="mask", keep_rate=0.5, network_seed=3),
+    ],
 }
 # What makes a lane of a fused study diverge.
 DIVERGING = {
@@ -114,6 +173,9 @@ DIVERGING = {
     "bigram": dict(peak_lr=1e300),
     "lpn": dict(learning_rate=1e39),
     "flatness": dict(learning_rate=1e30),
+    "cot_parity": dict(learning_rate=1e39),
+    "rnn_retrieval": dict(learning_rate=1e30),
+    "dyck": dict(learning_rate=1e30),
 }
 
 
