@@ -38,6 +38,7 @@ bench: $(STAMP)
 bench-gpu: $(STAMP)
 	@$(RUN) -m tests.benchmarks.gpu $(ARGS)
 	@$(RUN) -m tests.benchmarks.parity
+	@$(RUN) -m tests.benchmarks.sequences
 
 setup: $(STAMP)
 

@@ -15,7 +15,7 @@ import torch
 from sweeps import wsd_budget
 from sweeps.engine import launch
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import arms, commands, forks, gpu, grids, lanes, loop, meter, packing, parity, planning
+from tests.benchmarks import arms, commands, forks, gpu, grids, lanes, loop, meter, packing, parity, planning, sequences
 from tests.benchmarks.settings import Measured, Settings
 from tests.benchmarks.wanted import WANTED, verdict
 from trainables import wsd
@@ -89,7 +89,17 @@ def test_the_loop_hands_back_what_is_wanted():
 BURN = "import time\nwhile time.process_time() < {}: pass\ntime.sleep(1)\n"  # rests, so that a sample sees all of it
 
 
-@pytest.mark.parametrize("benchmark", [lanes.lanes, packing.packing, parity.parity_secrets, parity.parity_walsh])
+@pytest.mark.parametrize(
+    "benchmark",
+    [
+        lanes.lanes,
+        packing.packing,
+        parity.parity_secrets,
+        parity.parity_walsh,
+        sequences.sequence_lanes,
+        sequences.scan,
+    ],
+)
 def test_a_benchmark_of_lanes_hands_back_what_is_wanted(benchmark):
     values = benchmark(QUICK).values
     wanted = WANTED[benchmark.__name__]
@@ -115,8 +125,8 @@ def test_the_meter_says_what_a_failed_command_printed():
         meter.metered([sys.executable, "-c", "print('last words'); raise SystemExit(3)"])
 
 
-def in_process(arm, given, environment=None):
-    """`grids.run_arm` without the meter and without Ray: what it trains is the same."""
+def in_process(module, arm, given, environment=None):
+    """`run_arm` without the meter and without Ray: what it trains is the same."""
     if arm in ("anabranch", "laptop"):
         words = [word for word in given["arguments"] if not word.startswith(("executor=", "slots=", "tracking="))]
         return SPENT, arms.ARMS[arm]({"arguments": [*words, "executor=local", "tracking=none"]})
@@ -137,7 +147,7 @@ def test_both_arms_of_a_grid_reach_the_same_losses(benchmark, monkeypatch):
 def test_a_tune_arm_is_tried_again_and_then_given_up(monkeypatch):
     failures = [meter.CommandFailed("died"), None]
 
-    def sometimes(arm, given):
+    def sometimes(module, arm, given):
         if (failure := failures.pop(0)) is not None:
             raise failure
         return SPENT, {"losses": []}

@@ -25,6 +25,7 @@ from tests.benchmarks.loop import loop
 from tests.benchmarks.packing import packing
 from tests.benchmarks.parity import parity_pack, parity_secrets, parity_walsh
 from tests.benchmarks.planning import plan
+from tests.benchmarks.sequences import scan, sequence_lanes
 from tests.benchmarks.settings import Measured, Settings, machine
 from tests.benchmarks.trivial import trivial
 from tests.benchmarks.wanted import WANTED, verdict
@@ -33,7 +34,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Measured]] = {
     run.__name__: run
     for run in (
         *(plan, fork, loop, startup, shares, grid_trainer, grid_function),
-        *(lanes, packing, trivial, parity_pack, parity_secrets, parity_walsh),
+        *(lanes, packing, trivial, parity_pack, parity_secrets, parity_walsh, sequence_lanes, scan),
     )
 }
 

@@ -3,8 +3,8 @@
 import sys
 from statistics import median
 
-from tests.benchmarks.grids import run_arm
-from tests.benchmarks.meter import as_json, metered
+from tests.benchmarks import arms
+from tests.benchmarks.meter import as_json, metered, run_arm
 from tests.benchmarks.settings import Measured, Settings, fresh_folder
 
 
@@ -16,7 +16,9 @@ def shares(settings: Settings) -> Measured:
     scale = "tiny" if settings.quick else "laptop"
     with fresh_folder() as folder:
         arguments = [f"scale={scale}", "cluster=local", f"results={folder / 'results'}"]
-        spent, answer = run_arm("laptop", {"arguments": arguments}, {"ANABRANCH_DATA": str(folder / "data")})
+        spent, answer = run_arm(
+            arms.__name__, "laptop", {"arguments": arguments}, {"ANABRANCH_DATA": str(folder / "data")}
+        )
     parts = {name.replace("-", ""): value for name, value in answer["shares"].items()}
     values = {
         **parts,

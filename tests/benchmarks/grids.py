@@ -5,15 +5,14 @@ of its own, and arms take turns. CPU seconds are those of all processes, start-u
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.benchmarks import arms
 from tests.benchmarks.arms import LOSSES
-from tests.benchmarks.meter import CommandFailed, Spent, as_json, metered
+from tests.benchmarks.meter import CommandFailed, Spent, as_json, run_arm
 from tests.benchmarks.planning import planned
 from tests.benchmarks.settings import Measured, Settings, cores, fresh_folder
 
@@ -41,7 +40,9 @@ def compared(arguments: Sequence[str], other: str, settings: Settings) -> Measur
     theirs: list[tuple[Spent, dict[str, Any]]] = []
     for _ in range(settings.rounds):
         with fresh_folder() as folder:
-            ours.append(run_arm("anabranch", {"arguments": [*arguments, f"results={folder}", f"slots={slots}"]}))
+            ours.append(
+                run_arm(arms.__name__, "anabranch", {"arguments": [*arguments, f"results={folder}", f"slots={slots}"]})
+            )
         theirs.append(run_tune(other, configs, slots))
     differences = [
         largest_difference(one["losses"], two["losses"]) for (_, one), (_, two) in zip(ours, theirs, strict=True)
@@ -86,24 +87,12 @@ def run_tune(arm: str, configs: Sequence[Any], slots: int) -> tuple[Spent, dict[
         with fresh_folder() as folder:
             given = {"configs": [asdict(config) for config in configs], "slots": slots, "folder": str(folder)}
             try:
-                spent, answer = run_arm(arm, given)
+                spent, answer = run_arm(arms.__name__, arm, given)
                 return spent, answer | {"tries": number}
             except CommandFailed:
                 if number == TRIES:
                     raise
     raise AssertionError("unreachable")
-
-
-def run_arm(
-    arm: str, given: Mapping[str, Any], environment: Mapping[str, str] | None = None
-) -> tuple[Spent, dict[str, Any]]:
-    """An arm in a process of its own, below the meter. Raises CommandFailed."""
-    with fresh_folder() as folder:
-        question, answer = folder / "given.json", folder / "answer.json"
-        Path(question).write_text(json.dumps(given))
-        command = [sys.executable, "-m", "tests.benchmarks.arms", arm, str(question), str(answer)]
-        spent, _ = metered(command, environment=environment)
-        return spent, json.loads(answer.read_text())
 
 
 def largest_difference(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> float:

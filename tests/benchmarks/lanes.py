@@ -35,7 +35,6 @@ class Fused:
         self.pack = Pack([replace(CONFIG, seed=seed) for seed in range(lanes)], torch.device("cpu"))
         self.pack.enter(0)
         if mapped:
-            self.pack.step = self.mapped_step  # type: ignore[method-assign]
             self.pack.advance.step = self.mapped_step
 
     def mapped_step(self) -> None:

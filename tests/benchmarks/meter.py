@@ -76,6 +76,17 @@ def metered(
     return spent, printed
 
 
+def run_arm(
+    module: str, arm: str, given: Mapping[str, Any], environment: Mapping[str, str] | None = None
+) -> tuple[Spent, dict[str, Any]]:
+    """`python -m module arm GIVEN.json ANSWER.json` in a process of its own. Raises CommandFailed."""
+    with tempfile.TemporaryDirectory(prefix="anabranch-bench-", ignore_cleanup_errors=True) as folder:
+        question, answer = Path(folder, "given.json"), Path(folder, "answer.json")
+        question.write_text(json.dumps(given))
+        spent, _ = metered([sys.executable, "-m", module, arm, str(question), str(answer)], environment=environment)
+        return spent, json.loads(answer.read_text())
+
+
 class Tree:
     """All processes below this one, whether they still are or have been seen, with their last CPU readings."""
 

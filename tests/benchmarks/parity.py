@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from tests.benchmarks.arms import start_ray
-from tests.benchmarks.meter import Spent, as_json, metered
+from tests.benchmarks.meter import Spent, as_json, metered, run_arm
 from tests.benchmarks.settings import Measured, Settings, cores, fresh_folder
 from trainables import lpn
 from trainables.common.parity import fused_mlp, networks, walsh
@@ -25,6 +25,7 @@ from trainables.common.parity.baselines import Instance
 from trainables.common.parity.racing import Race
 from trainables.common.parity.samples import inputs, labels
 from trainables.common.process import reset_process
+from trainables.pack import PackRun
 from trainables.study import LocalRun
 from trainables.walk import train
 
@@ -55,9 +56,9 @@ def parity_pack(settings: Settings) -> Measured:
     ours: list[tuple[Spent, dict[str, Any]]] = []
     theirs: list[tuple[Spent, dict[str, Any]]] = []
     for _ in range(settings.rounds):
-        ours.append(run_arm("pack", {"arguments": words(base, rates)}))
+        ours.append(run_arm(ME, "pack", {"arguments": words(base, rates)}))
         given = {"configs": [asdict(config) for config in configs], "slots": cores()}
-        theirs.append(run_arm("functions", given))
+        theirs.append(run_arm(ME, "functions", given))
     our_cpu, their_cpu = (median(spent.cpu_seconds for spent, _ in arm) for arm in (ours, theirs))
     in_pack, plain = step_seconds(configs, 20 if settings.quick else 300)
     values = {
@@ -138,7 +139,9 @@ def parity_secrets(settings: Settings) -> Measured:
     details: dict[str, Any] = {}
     for name, config in SECRETS.items():
         config = replace(config, dimension=8) if settings.quick else config
-        runs = [run_arm("secret", {"config": asdict(replace(config, seed=seed))}) for seed in range(settings.rounds)]
+        runs = [
+            run_arm(ME, "secret", {"config": asdict(replace(config, seed=seed))}) for seed in range(settings.rounds)
+        ]
         values[f"{name}_wall_seconds"] = max(spent.wall_seconds for spent, _ in runs)
         values[f"{name}_cpu_seconds"] = max(spent.cpu_seconds for spent, _ in runs)
         values[f"{name}_samples"] = max(answer["samples"] for _, answer in runs)
@@ -213,15 +216,6 @@ def alone(values: dict[str, Any]) -> dict[str, float]:
 ARMS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {arm.__name__: arm for arm in (pack, functions, secret)}
 
 
-def run_arm(arm: str, given: dict[str, Any]) -> tuple[Spent, dict[str, Any]]:
-    """An arm in a process of its own, below the meter. Raises CommandFailed."""
-    with fresh_folder() as folder:
-        question, answer = folder / "given.json", folder / "answer.json"
-        question.write_text(json.dumps(given))
-        spent, _ = metered([sys.executable, "-m", ME, arm, str(question), str(answer)])
-        return spent, json.loads(answer.read_text())
-
-
 def on_a_gpu(minutes: float, device: torch.device, config: lpn.Config = TITLE) -> dict[str, Any]:
     """The title instance on a device: a step with and without the fused kernels, the secret, and the transform."""
     torch.set_num_threads(1)
@@ -239,10 +233,11 @@ def on_a_gpu(minutes: float, device: torch.device, config: lpn.Config = TITLE) -
         found["fused_gradient_seconds"] = timed(device, lambda: fused_mlp.fused_moments(*given))
     found["step_seconds"] = timed(device, lambda: race.captured(10)) / 10
     began = time.monotonic()
-    run = LocalRun(device=device, stop=lambda: time.monotonic() > began + 60 * minutes)
+    local = LocalRun(device=device, stop=lambda: time.monotonic() > began + 60 * minutes)
+    run = PackRun(lpn.STUDY, [config], local, commit=lambda lane, stage: None, heed=lambda: None)
     rows: list[dict[str, Any]] = []
     race = race_of([config], device)
-    for step, seen in race.run(_Measuring(run)):
+    for step, seen in race.run(run):
         solved = seen[0].secret == int(race.problem.whole_secret_P[0])
         rows.append({"step": step, "seconds": time.monotonic() - began, "error": seen[0].error, "solved": solved})
     found["race"] = rows
@@ -250,19 +245,6 @@ def on_a_gpu(minutes: float, device: torch.device, config: lpn.Config = TITLE) -
     count = round(64 / (1 - 2 * config.noise_rate) ** 2)
     found["walsh_seconds"] = timed(device, lambda: walsh.likeliest(instance.samples(count), config.dimension, device))
     return found
-
-
-class _Measuring:
-    """A run as races see it, without lanes that report."""
-
-    def __init__(self, run: LocalRun):
-        self.device, self.should_stop = run.device, run.should_stop
-
-    def measuring(self) -> Any:
-        return torch.no_grad()
-
-    def report(self, **row: Any) -> None:
-        raise NotImplementedError("a race reports nothing by itself")
 
 
 def timed(device: torch.device, work: Callable[[], Any], rounds: int = 3) -> float:

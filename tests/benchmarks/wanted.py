@@ -70,6 +70,14 @@ WANTED: Mapping[str, Mapping[str, Wanted]] = {
         "peak_gigabytes": Wanted("the same: peak memory", "<=", 1.5, "GB"),
         "unsolved": Wanted("the same: secrets not found", "=", 0, timed=False),
     },
+    "sequence_lanes": {
+        "cpu_ratio": Wanted("16 tiny Transformers: CPU of a process each over lanes, all costs in", ">=", 4, "x"),
+        "largest_loss_difference": Wanted("the same: largest difference of a loss", "<=", 1e-3, "nats", timed=False),
+    },
+    "scan": {
+        "least_ratio": Wanted("associative scan, 64 to 256 positions: CPU of a loop over it, least", ">=", 1, "x"),
+        "largest_difference": Wanted("the same: largest difference of a state", "<=", 1e-5, timed=False),
+    },
     "fork": {
         "unequal_forks": Wanted("forks, cut anywhere, that differ from a straight run in a bit", "=", 0, timed=False)
     },
