@@ -104,8 +104,7 @@ def plot_along_training(records: Records) -> Figure:
 
     The run with the middle sample complexity of each problem of the largest number of secret bits.
     """
-    rows = chosen(records)
-    rows = rows[rows["config.secret_bits"] == rows["config.secret_bits"].max()]
+    rows = _traced(records)
     if "report/samples_trace" not in rows:
         raise RecordsError("these runs hold no traces; run the sweep again")
     shown = [_middle(same) for _, same in rows.groupby("problem", sort=False)][:4]
@@ -135,6 +134,15 @@ def plot_along_training(records: Records) -> Figure:
     return figure
 
 
+def _traced(records: Records) -> pd.DataFrame:
+    """The runs of the largest secret that ended: one that diverged keeps no traces."""
+    rows = chosen(records)
+    rows = rows[(rows["config.secret_bits"] == rows["config.secret_bits"].max()) & (rows["status"] == "complete")]
+    if rows.empty:
+        raise RecordsError("all runs of the largest secret diverged")
+    return rows
+
+
 def _middle(rows: pd.DataFrame) -> pd.Series:
     return rows.sort_values(["time", "seed"]).iloc[len(rows) // 2]
 
@@ -142,8 +150,7 @@ def _middle(rows: pd.DataFrame) -> pd.Series:
 @styled
 def plot_heads(records: Records) -> Figure:
     """Least entropy of every head at the end, layers by heads, mean over seeds: a panel per problem."""
-    rows = chosen(records)
-    rows = rows[rows["config.secret_bits"] == rows["config.secret_bits"].max()]
+    rows = _traced(records)
     if (rows["config.layers"] * rows["config.heads"]).max() < 2:
         raise RecordsError(f"all nets have one head: `{_MAIN} preset=layers_and_heads` has more")
     groups = [(name, same) for name, same in rows.groupby("problem", sort=False)][:8]

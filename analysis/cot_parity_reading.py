@@ -196,13 +196,17 @@ def memorisation(evidence: Evidence) -> Observation:
     if rows.empty:
         return Observation(pd.DataFrame(), runs.edges, "runs with a finite training set")
     gap = rows.assign(gap=rows["train/exact_match"] - rows["report/exact_match"])
+    diverged = int((rows["status"] == "diverged").sum())
+    lost = f"{diverged} of {len(rows)} runs diverged: what they would have memorised is not known" if diverged else ""
+    runs = runs._replace(lost="; ".join(filter(None, [runs.lost, lost])))
     return _observed(runs, gap.pivot_table(index="seed", columns="problem", values="gap"), frozenset(), frozenset())
 
 
 def kept(evidence: Evidence) -> Observation:
-    """The least exact match of report rows over all evaluations, by seed and problem."""
+    """The least exact match of report rows over all evaluations, by seed and problem; 0 where the run diverged."""
     runs = runs_of(evidence)
-    table = runs.rows.pivot_table(index="seed", columns="problem", values="report/least_exact_match", sort=False)
+    least = column(runs.rows, "report/least_exact_match").astype(float).mask(runs.rows["status"] == "diverged", 0.0)
+    table = runs.rows.assign(least=least).pivot_table(index="seed", columns="problem", values="least", sort=False)
     return _observed(runs, table, frozenset(), frozenset())
 
 
@@ -242,7 +246,10 @@ def _interval(median: Median) -> str:
 
 
 def _ratio(rows: pd.DataFrame, direct: pd.DataFrame) -> str:
-    """Ratio of restricted geometric means up to the least samples that a censored run drew, and log-rank's p."""
+    """Ratio of restricted geometric means up to the least samples that a censored run drew, and log-rank's p.
+
+    `>` at least, `<` at most, `~` neither: censored runs without a chain, with one, in both layouts.
+    """
     chain = rows[(rows["pair"] == direct["pair"].iloc[0]) & (rows["layout"] == "chain")]
     if chain.empty:
         return ""
@@ -250,7 +257,9 @@ def _ratio(rows: pd.DataFrame, direct: pd.DataFrame) -> str:
     horizon = both.loc[~both["observed"], "time"].min() if (~both["observed"]).any() else both["time"].max()
     first, second = ((one["time"], one["observed"]) for one in (direct, chain))
     found = restricted_ratio(first, second, float(horizon))
-    mark = "" if direct["observed"].all() else "> "
+    mark = {(True, True): "", (False, True): "> ", (True, False): "< ", (False, False): "~ "}[
+        bool(direct["observed"].all()), bool(chain["observed"].all())
+    ]
     return f"{mark}{found.value:.3g} {found.interval or ''} p={found.p_value:.2g}"
 
 

@@ -71,9 +71,14 @@ def of_chosen_configs(frame: pd.DataFrame, centre: str) -> pd.DataFrame:
 
 
 def with_times(rows: pd.DataFrame) -> pd.DataFrame:
-    """With `time`, the samples to success or those drawn without it, and `observed`, whether there was one."""
+    """With `time`, the samples to success or those of the whole budget, and `observed`, whether there was one.
+
+    A run that diverged would never have learned: it counts as one that used its budget up.
+    """
     observed = (column(rows, CENSORED) == 0) & (rows["status"] == "complete")
     drawn = column(rows, "samples").astype(float)
+    whole = rows["config.batch_size"].astype(float) * rows["budget_steps"].astype(float)
+    drawn = drawn.mask(rows["status"] == "diverged", whole)
     return rows.assign(observed=observed, time=column(rows, SAMPLES).astype(float).where(observed, drawn))
 
 

@@ -131,17 +131,21 @@ def rank_correlation(x: pd.Series, y: pd.Series) -> float:
 
 
 def contrast_effect(evidence: Evidence, column: str) -> Observation:
-    """A column with the penalty minus without, by seed: runs of one prefix length, so of equally long rows."""
+    """A column with the penalty minus without, by seed, of arms that differ in the penalty alone.
+
+    Their rows are equally long. Arms whose penalty was searched over a range have no control of their own and stay out.
+    """
     prefixed = evidence.frame[evidence.frame["config.prefix_length"] > 0]
     if prefixed.empty:
         raise RecordsError("no run was trained on prefixed rows")
     seen = runs_of(Evidence(evidence.records, prefixed, evidence.choices, evidence.seeds))
     tables: dict[str, pd.Series] = {}
-    for kind, rows in seen.rows.groupby(["config.first_layer", "config.prefix_length"], sort=False):
+    fixed = seen.rows[~seen.rows["arm"].str.contains("lambda=tuned")]
+    for rest, rows in fixed.groupby(fixed["arm"].str.replace(r" ?lambda=\S+", "", regex=True), sort=False):
         by = {float(str(at)): same.set_index("seed")[column] for at, same in rows.groupby("config.contrast")}
         for at in by if 0.0 in by else ():
             if at > 0:
-                tables[f"{kind[0]} prefix={kind[1]} lambda={at:g}"] = by[at] - by[0.0]
+                tables[f"{rest} lambda={at:g}"] = by[at] - by[0.0]
     if not tables:
         raise RecordsError("no seed has a run with contrast and one without")
     return _observed(seen, pd.DataFrame(tables).dropna())
@@ -153,8 +157,7 @@ def _by_seed(rows: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
 
 
 def _observed(seen: Runs, parts: pd.DataFrame, remark: str = "", unfit: str = "") -> Observation:
-    remarks = "; ".join(filter(None, [seen.remark, remark]))
-    return Observation(parts, seen.edges, exploratory=remarks, unfit="; ".join(filter(None, [seen.lost, unfit])))
+    return Observation(parts, seen.edges, exploratory=remark, unfit="; ".join(filter(None, [seen.lost, unfit])))
 
 
 def summary(records: Records) -> pd.DataFrame:

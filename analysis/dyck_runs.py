@@ -33,8 +33,7 @@ class Runs(NamedTuple):
 
     rows: pd.DataFrame
     edges: tuple[str, ...]
-    lost: str  # arms without such a run
-    remark: str
+    lost: str  # arms without such a run, and how many runs did not end
 
 
 def runs_of(evidence: Evidence) -> Runs:
@@ -51,9 +50,10 @@ def runs_of(evidence: Evidence) -> Runs:
         for edge in edges_of(evidence.records, frame[frame["arm"] == arm], config)
     ]
     without = [arm for arm in frame["arm"].unique() if arm not in set(rows["arm"])]
-    lost = f"no run of a chosen config ended on the seeds that decide: {', '.join(without)}" if without else ""
-    gone = len(own) - len(rows)
-    return Runs(rows, tuple(dict.fromkeys(edges)), lost, f"{gone} of {len(own)} runs did not end" if gone else "")
+    lost = [f"no run of a chosen config ended on the seeds that decide: {', '.join(without)}"] if without else []
+    if gone := len(own) - len(rows):
+        lost.append(f"{gone} of {len(own)} runs diverged or did not end: what is left may be the better ones")
+    return Runs(rows, tuple(dict.fromkeys(edges)), "; ".join(lost))
 
 
 def chosen(records: Records) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from analysis.plots import legend_below, side_by_side, style, styled
 from analysis.records import Records, RecordsError
@@ -90,6 +91,10 @@ def _panels(table: pd.DataFrame, by: str, names: Sequence[str], x: str, line_of:
             same = table[(table[by] == name) & (table[line_of] == line)].sort_values(x)
             _points(axes, same, at, line, same[x].tolist(), joined=True)
         axes.set_xscale("log")
+        if x == "length":
+            lengths = sorted(set(table.loc[table[by] == name, x]))
+            axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(LABELS[x])
         axes.set_title(name)
         _accuracy_axis(axes)

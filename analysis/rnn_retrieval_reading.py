@@ -34,6 +34,7 @@ _PAPER = "arXiv:2402.18510, abstract (task sizes, models and margin are ours)"
 _RECALL = {"task": "recall"}
 _TREE = {"task": "istree"}
 _CLOSED = 0.02  # of accuracy: a gap as small as this counts as closed (ours)
+_FAR = 0.1  # of accuracy below the ceiling: more than bits is missing (ours)
 _FALL = 0.1  # of accuracy, from the shortest texts to the longest: as much counts as a fall (ours)
 
 
@@ -114,16 +115,17 @@ def accuracy_of_controls(evidence: Evidence) -> Observation:
 def fall_with_length(evidence: Evidence, recurrent: bool) -> Observation:
     """Accuracy at the shortest texts minus that at the longest, by seed, kind of problem and net."""
     seen = judged(evidence)
-    parts = {}
+    parts, used = {}, []
     mine = seen.rows[seen.rows["recurrent"] == recurrent]
     for (family, net), same in mine.groupby(["family", "net"], sort=False):
         by_length = {int(str(length)): rows.set_index("seed")["accuracy"] for length, rows in same.groupby("length")}
         if len(by_length) > 1:
             short, long = min(by_length), max(by_length)
             parts[f"{family} {net} n={short} to {long}"] = by_length[short] - by_length[long]
+            used.append(same[same["length"].isin([short, long])])
     if not parts:
         raise RecordsError("no net has been asked about texts of two lengths that are alike in all else")
-    return _with(seen, mine, pd.DataFrame(parts).dropna())
+    return _with(seen, pd.concat(used), pd.DataFrame(parts).dropna())
 
 
 def gap(evidence: Evidence, ours: Sequence[str], theirs: Sequence[str]) -> Observation:
@@ -178,7 +180,8 @@ def summary(records: Records) -> pd.DataFrame:
     verdicts = []
     for _, row in table.iterrows():
         why = excuse(row, rows) if row["recurrent"] and row["accuracy"] <= RECALLED else None
-        verdicts.append("" if why is None else "learned more slowly" if why else "bits are missing")
+        low = "; far below what they allow" if row["accuracy"] < row["ceiling"] - _FAR else ""
+        verdicts.append("" if why is None else "learned more slowly" if why else f"bits are missing{low}")
     return pd.DataFrame(
         {
             "problem": table["problem"],

@@ -13,12 +13,12 @@ import pandas as pd
 from analysis.choice import Edge, best_config, edges_of, trial_frame
 from analysis.claims import Evidence
 from analysis.records import Records, RecordsError
-from analysis.stats import NEAR_BEST_NATS
 
 RECURRENT = ("gru", "lstm", "ssm")
 ACCURACY, LOSS_FALL = "report/accuracy", "report/loss_fall"
 RECALLED = 0.95  # accuracy above which a net is said to recall (ours)
 PLATEAU_NATS = 0.02  # the most that the loss falls over the last quarter of a training that has come to rest (ours)
+NEAR_BEST = 0.02  # of select accuracy: rates that differ by less are not told apart (ours)
 FAR_BELOW = 1 / 16  # of a state's bits: what a control may demand of it at most (ours)
 
 _READ_BY = {  # fields that only some tasks read, with short names
@@ -39,7 +39,7 @@ class Judged(NamedTuple):
     """Trials with their problem, net, kind and accuracy, and what of their choice speaks against deciding on them."""
 
     rows: pd.DataFrame  # of chosen configs, on the seeds that decide
-    lost: str  # nets on problems without such a trial
+    lost: str  # nets on problems without such a trial, and how many trials did not end
     frame: pd.DataFrame  # what they were chosen among
     records: Records
 
@@ -56,20 +56,23 @@ def judged(evidence: Evidence) -> Judged:
     """The trials that count. Raises RecordsError where there are none."""
     frame = named(evidence.frame)
     own = of_chosen_configs(frame)
-    rows = own[own["fresh"]] if evidence.seeds == "fresh" else own
+    own = own[own["fresh"]] if evidence.seeds == "fresh" else own
+    rows = ended(own)
     if rows.empty:
         raise RecordsError("no trial on fresh seeds has ended; run the sweep with seeds=3 or more")
     there = dict.fromkeys(rows["problem"] + " " + rows["net"])
     gone = [arm for arm in dict.fromkeys(frame["problem"] + " " + frame["net"]) if arm not in there]
-    lost = f"no trial of a chosen config ended on the seeds that decide: {', '.join(gone)}" if gone else ""
-    return Judged(rows, lost, frame, evidence.records)
+    lost = [f"no trial of a chosen config ended on the seeds that decide: {', '.join(gone)}"] if gone else []
+    if short := len(own) - len(rows):
+        lost.append(f"{short} of {len(own)} trials diverged or did not end: what is left may be the better ones")
+    return Judged(rows, "; ".join(lost), frame, evidence.records)
 
 
 def edges_that_matter(records: Records, rows: pd.DataFrame, config: str) -> list[Edge]:
-    """Edges of a choice but for those where a value inside the range is as good, within 3e-3 nats of select loss."""
+    """Edges of a choice but for those where a value inside the range is as good, within 0.02 of select accuracy."""
     tune = rows[rows["phase"] == "tune"]
     means = tune.groupby("config_id")["select"].mean()
-    near = tune[tune["config_id"].isin(means.index[means <= means[config] + NEAR_BEST_NATS])]
+    near = tune[tune["config_id"].isin(means.index[means <= means[config] + NEAR_BEST])]
     found = []
     for edge in edges_of(records, rows, config):
         inside = near[f"config.{edge.axis}"].between(min(edge.tried), max(edge.tried), inclusive="neither")
@@ -79,15 +82,19 @@ def edges_that_matter(records: Records, rows: pd.DataFrame, config: str) -> list
 
 
 def of_chosen_configs(frame: pd.DataFrame) -> pd.DataFrame:
-    """The trials that completed of the config that the tuning seeds choose for each net on each problem."""
+    """The trials of the config that the tuning seeds choose for each net on each problem."""
     groups = [same[same["config_id"] == best_config(same)] for _, same in frame.groupby(["problem", "net"], sort=False)]
-    rows = pd.concat(groups) if groups else frame
+    return pd.concat(groups) if groups else frame
+
+
+def ended(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those that were trained to the end."""
     return rows[(rows["status"] == "complete") & rows["accuracy"].notna()]
 
 
 def chosen(records: Records) -> pd.DataFrame:
     """The trials of the chosen configs: on fresh seeds, or on those that chose them where there are none."""
-    rows = of_chosen_configs(named(trial_frame(records)))
+    rows = ended(of_chosen_configs(named(trial_frame(records))))
     if rows.empty:
         raise RecordsError("no trial has ended, or no config on all its tuning seeds")
     return rows[rows["fresh"]] if rows["fresh"].any() else rows

@@ -46,9 +46,10 @@ def median_time(times: Numbers, observed: Flags) -> Median:
     curve = SurvfuncRight(at, seen.astype(int))
     with np.errstate(divide="ignore", invalid="ignore"):  # log(-log 0) where all events are in
         low, high = curve.quantile_ci(0.5)
-    value = curve.quantile(0.5)
+    past = np.flatnonzero(curve.surv_prob < 0.5 - 1e-9)  # one half itself is met up to rounding only
+    value = curve.surv_times[past[0]] if len(past) else np.inf
     ends = (np.nan, np.nan) if few else (max(float(low), least), float(high))
-    return Median(float(value) if np.isfinite(value) else np.inf, *ends)
+    return Median(float(value), *ends)
 
 
 class Mean(NamedTuple):

@@ -9,6 +9,7 @@ measure, the minimum after the question, beside the mean, and beside the answer'
 # T tokens, L layers, H heads, M rows of data
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
@@ -51,8 +52,9 @@ FORMS: dict[str, Callable[[Mapping[str, str]], Text]] = {"chain": with_chain, "a
 
 
 def _text(question: str, rest: str, answer: str) -> Text:
-    found, begin = rest.rfind(answer), len(question) + 1
-    place = None if found < 0 else (begin + found, begin + found + len(answer))
+    found = [match.span() for match in re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", rest)]
+    begin = len(question) + 1
+    place = (begin + found[-1][0], begin + found[-1][1]) if found else None
     return Text(f"{question} {rest}", len(question), place)
 
 
@@ -151,7 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         rows = read_rows(given.data, FIELDS, given.limit)
         arms: dict[str, np.ndarray] = {}
-        for folder in (given.model, *given.against):
+        folders = [given.model, *given.against]
+        if twice := [folder for at, folder in enumerate(folders) if _whole(folder) in map(_whole, folders[:at])]:
+            raise ValueError(f"{twice[0]} is given twice; compare it with another model, or with itself by --form")
+        for folder in folders:
             model, tokenizer = load_model(folder, given.device, given.dtype, attention="eager")
             for form in given.form:
                 texts = track([FORMS[form](row) for row in rows], f"{Path(folder).name} {form}", console=console)
@@ -166,10 +171,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _whole(folder: str) -> Path:
+    return Path(folder).resolve()
+
+
 def _arm(folder: str, form: str, taken: Mapping[str, Any]) -> str:
     """The model's name and the form; the whole path where the name is taken by another model."""
-    name = f"{Path(folder).resolve().name} {form}"
-    return name if name not in taken else f"{folder} {form}"
+    name = f"{_whole(folder).name} {form}"
+    return name if name not in taken else f"{_whole(folder)} {form}"
 
 
 if __name__ == "__main__":

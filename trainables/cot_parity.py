@@ -70,15 +70,18 @@ class Config:
     def __post_init__(self) -> None:
         if not 1 <= self.secret_bits <= self.input_bits:
             raise ValueError(f"secret_bits must be 1 to input_bits={self.input_bits}, got {self.secret_bits}")
-        least = {"held_out_rows": 1, "batch_size": 1, "budget_steps": 1, "first_measured": 1, "confirmations": 0}
-        low = [name for name, value in {**least, "measured_per_doubling": 1}.items() if getattr(self, name) < value]
+        ones = ("layers", "held_out_rows", "batch_size", "budget_steps", "first_measured", "measured_per_doubling")
+        least = {**dict.fromkeys(ones, 1), "confirmations": 0}
+        low = [name for name, value in least.items() if getattr(self, name) < value]
         if low:
-            raise ValueError(f"{low[0]} must be at least {least.get(low[0], 1)}, got {getattr(self, low[0])}")
+            raise ValueError(f"{low[0]} must be at least {least[low[0]]}, got {getattr(self, low[0])}")
         if self.learning_rate <= 0 or self.weight_decay < 0 or not 0 < self.success_at <= 1:
             raise ValueError(
                 "learning_rate must be above 0, weight_decay at least 0 and success_at in (0, 1], got "
                 f"{self.learning_rate}, {self.weight_decay}, {self.success_at}"
             )
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"clip_norm must be above 0, got {self.clip_norm}; null is off")
         if self.input_bits <= MAPPED_BITS and 4 * self.held_out_rows > 2**self.input_bits:
             raise ValueError(
                 f"select and report rows may be half of the 2^{self.input_bits} inputs at most, got twice "

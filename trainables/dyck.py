@@ -231,6 +231,8 @@ class Measurements:
         self.select, self.report = (self._rows(kind, config.evaluation_rows, longest) for kind in ("select", "report"))
         self.probe = self._rows("probe", config.probe_rows, config.probe_length)
         self.source_entropy = self.source.entropy(config.open_rate, longest)
+        for rows in (self.select, self.report):
+            measures.refuse_rows_that_lack(self.source, rows, (config.length, *config.ood_lengths))
 
     def _rows(self, kind: str, count: int, brackets: int) -> Rows:
         rate = torch.tensor([self.config.open_rate], device=self.training.device)

@@ -76,18 +76,18 @@ def reply(row: Row, paragraphs: Sequence[str], continued: Continue, calls: int, 
     already is taken as such.
     """
     begin = prompt(row, paragraphs, calls > 0)
-    written = ""
+    written = last = ""  # all that stands after the prompt, and the model's own last line
     searches: list[str] = []
     while len(searches) < calls:
         line = continued(begin + written, (CALL_END, LINE_END))
         written += line
         if CALL not in line or not line.endswith(CALL_END):
+            last = line.rstrip(LINE_END).rpartition(LINE_END)[2]
             break
         pattern = line[line.rindex(CALL) + len(CALL) : -len(CALL_END)].strip()
         found = search(pattern, paragraphs, matches)
         searches.append(pattern)
         written += "\n" + "\n".join(found or [NOTHING]) + "\n"
-    last = written.rstrip(LINE_END).rpartition(LINE_END)[2]
     if not last.strip().startswith(ANSWER):
         written = f"{written}{LINE_END if written and not written.endswith(LINE_END) else ''}{ANSWER}"
         last = ANSWER + continued(begin + written, (LINE_END,))
@@ -125,10 +125,10 @@ def gold_paragraphs(row: Row) -> list[str]:
     paragraphs, named = row["paragraphs"], row.get("gold")
     if named is None:
         found = [text for text in paragraphs if contains(text, row["answer"])]
-    elif all(isinstance(place, int) and 0 <= place < len(paragraphs) for place in named):
+    elif isinstance(named, list) and all(type(place) is int and 0 <= place < len(paragraphs) for place in named):
         found = [paragraphs[place] for place in named]
     else:
-        raise ValueError(f"gold must number paragraphs from 0 to {len(paragraphs) - 1}, got {named!r}")
+        raise ValueError(f"gold must list numbers of paragraphs, 0 to {len(paragraphs) - 1}, got {named!r}")
     if not found:
         raise ValueError(f"no gold paragraph for {row['question']!r}: name it in gold, or leave the question out")
     return found
@@ -140,6 +140,9 @@ def greedy(model: Any, tokenizer: Any, most_tokens: int) -> Continue:
 
     longest = getattr(model.config, "max_position_embeddings", None)
     ends, padding = model.generation_config.eos_token_id, tokenizer.pad_token_id
+    # `generate` fills what it is not told from the model's own settings, which may sample or punish repetition: of
+    # those only the end of a text is kept.
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=0 if padding is None else padding)
 
     @torch.inference_mode()
     def continued(text: str, stops: Sequence[str]) -> str:
@@ -150,7 +153,6 @@ def greedy(model: Any, tokenizer: Any, most_tokens: int) -> Continue:
                 f"a text of {given} tokens and {most_tokens} more do not fit the model's {longest} positions; leave "
                 f"out long questions, or lower --tokens, --calls or --matches"
             )
-        # Of the model's own settings only the end of a text is kept: others may sample, or punish repetition.
         settings = GenerationConfig(
             max_new_tokens=most_tokens,
             do_sample=False,
@@ -172,6 +174,10 @@ def read_questions(file: str, limit: int | None) -> list[dict[str, Any]]:
     for row in rows:
         if not all(isinstance(text, str) for text in row["paragraphs"]):
             raise ValueError(f"paragraphs must be a list of texts; those of {row['question']!r} are not")
+        if not normalised(row["answer"]):
+            raise ValueError(
+                f"the answer {row['answer']!r} of {row['question']!r} has no word that is compared; leave it out"
+            )
         gold_paragraphs(row)
     return rows
 

@@ -29,6 +29,7 @@ from trainables.common.retrieval.models import (
     initial_weights,
 )
 from trainables.common.retrieval.recall import Counting, Grams, Index, Questions, Recall
+from trainables.common.retrieval.shards import FixedSet
 from trainables.common.retrieval.tasks import Task
 from trainables.common.sequence.network import Architecture
 from trainables.common.sequence.training import AdamW, gradients
@@ -36,6 +37,7 @@ from trainables.common.streams import Streams
 from trainables.study import FusedStudy, LaneRun, Metric
 
 PROBED_STEPS = 12  # of a text's many positions each: more would take longer than a pack is tried for
+SET_SEED = 0  # of a fixed training set
 PLATEAU_FROM = 0.75  # share of the budget after which `report/loss_fall` counts what the loss still falls, nats
 
 
@@ -50,7 +52,7 @@ class Config:
     gram: int = 3  # c of task=grams
     graph: Literal["binary", "random"] = "binary"  # of task=istree
     body: Literal["none", "cot", "retrieval"] = "cot"  # of task=istree: what is written before the label
-    train_rows: int | None = None  # size of a fixed training set, passed in the same order; None: fresh rows
+    train_rows: int | None = None  # size of a fixed training set, one for all seeds, kept on disk; None: fresh rows
     # the net
     model: Model = "transformer"
     size: SizeName = "1k"  # parameters of its blocks, equal in all models
@@ -84,10 +86,8 @@ class Config:
             )
         if self.recurrent_gain != 1 and self.model == "transformer":
             raise ValueError(f"a transformer has no recurrent_gain, got {self.recurrent_gain}; leave it at 1")
-        if self.train_rows is not None and (self.train_rows < 1 or self.train_rows % self.batch_size):
-            raise ValueError(
-                f"train_rows must be a multiple of batch_size={self.batch_size}, got {self.train_rows}; null: fresh"
-            )
+        if self.train_rows is not None and self.train_rows < 1:
+            raise ValueError(f"train_rows must be at least 1, got {self.train_rows}; null: fresh rows at every step")
         _ = self.net  # refuses what task and model cannot be
 
     @property
@@ -128,12 +128,13 @@ class Lessons:
             "loss": torch.zeros(len(configs), device=device),
         }
         self.streams = {purpose: Streams(seeds, purpose, device) for purpose in ("train", "select", "report")}
+        fixed = None if first.train_rows is None else FixedSet(self.task, SET_SEED, first.train_rows, device=device)
+        self.source = self.task if fixed is None else fixed  # from a fixed set each lane draws with replacement
         self.done = torch.zeros((), dtype=torch.int64, device=device)  # steps
 
     def step(self) -> None:
         first = self.first
-        batch = self.done if first.train_rows is None else self.done % (first.train_rows // first.batch_size)
-        rows = self.task.rows(self.streams["train"], batch, first.batch_size)
+        rows = self.source.rows(self.streams["train"], self.done, first.batch_size)
         asked = generation.predictions(self.task, rows)
         losses, found = gradients(lambda weights: generation.loss(self.net, weights, asked), self.weights)
         warm = ((self.done + 1) / max(1, first.warmup_steps)).clamp_max(1)
@@ -267,7 +268,8 @@ STUDY: FusedStudy = FusedStudy(
         *("task", "length", "values", "questions", "stacked", "gram", "graph", "body", "train_rows", "size"),
         "budget_steps",
     ),
-    select=Metric("select/loss", "min"),
+    # equally good rates tie, and the lowest of them is taken: of high ones the best seed has the lowest loss
+    select=Metric("select/accuracy", "max"),
     report=Metric("report/accuracy", "max"),
     units=units,
     describe=describe,

@@ -25,6 +25,7 @@ def trial(k, chain, seed, found, *, fresh=True, rate=1e-3, log_samples=4.0, **mo
         "entropy_bonus": 0.0,
         "start": "random",
         "budget_steps": 1563,
+        "batch_size": 64,
     }
     config |= {name: more.pop(name) for name in list(more) if name in config}
     row = {
@@ -181,7 +182,27 @@ def test_the_summary_says_bounds_and_ratios(records):
 def test_diverged_runs_are_censored(records):
     rows = grid((3,))
     rows[0] |= {"status": "diverged", "report/sample_complexity": None, "report/censored": None}
-    assert summary(records(rows))["learned"].tolist() == [4, 5]
+    rows[0] |= {"samples": 256.0, "report/samples_trace": None, "report/exact_match_trace": None}
+    found = records(rows)
+    table = summary(found).set_index("problem")
+    assert table["learned"].tolist() == [4, 5]
+    assert chosen(found)["time"].max() == BUDGET  # not where it diverged
+    assert table.loc["n=12 k=3 direct", "without / with a chain"].startswith("< ")
+    assert len(READING.figures["along_training"](found).axes) == 6
+
+
+def test_a_solution_that_diverged_was_not_kept(verdicts):
+    rows = [trial(3, False, seed, 500.0, start="constructed") | {"report/least_exact_match": 1.0} for seed in FRESH]
+    assert verdicts(rows)["CP9"].verdict == "reproduced"
+    rows[1] |= {"status": "diverged", "report/least_exact_match": None}
+    assert verdicts(rows)["CP9"].verdict != "reproduced" and verdicts(rows)["CP9"].roots == len(FRESH)
+
+
+def test_nothing_is_said_of_memorising_when_a_run_diverged(verdicts):
+    rows = [trial(3, False, seed, None, train_size=64) | {"train/exact_match": 1.0} for seed in FRESH]
+    assert verdicts(rows)["CP8"].verdict == "reproduced"
+    rows[1] |= {"status": "diverged", "train/exact_match": None, "report/exact_match": None}
+    assert verdicts(rows)["CP8"].verdict == "undecided" and "diverged" in verdicts(rows)["CP8"].why
 
 
 def test_figures_draw_their_numbers_and_say_what_they_lack(records):

@@ -146,7 +146,7 @@ def test_claims_are_decided_by_what_was_put_in(verdicts):
     }  # fmt: skip
     assert found["D2"].roots == 6 and found["D4"].roots == 12
     assert found["D6"].estimate == pytest.approx(-0.2 + 0.003 * 2)
-    assert found["D7"].parts == {"onehot prefix=24 lambda=0.1": pytest.approx(-0.05 + 0.001 * 2)}
+    assert found["D7"].parts == {"onehot lambda=0.1": pytest.approx(-0.05 + 0.001 * 2)}
     assert "preset=construction" in found["D8"].why and "preset=pruning" in found["D10"].why
 
 
@@ -156,6 +156,13 @@ def test_a_penalty_that_helps_nothing_contradicts_and_one_without_control_decide
         if json.loads(row["config"])["contrast"] > 0:
             row["report/ood_error"] += 0.1
     assert verdicts(rows)["D7"].verdict == "contradicted"
+    wide = [row | {"config": json.dumps(json.loads(row["config"]) | {"width": 64})} for row in contrasts()]
+    for row in wide:  # another net, whose errors are larger with the penalty and without
+        row["trial"], row["report/ood_error"] = row["config"], row["report/ood_error"] + 9
+    two = verdicts([*contrasts(), *wide])["D7"]
+    assert two.parts == {
+        name: pytest.approx(-0.05 + 0.001 * 2) for name in ("onehot lambda=0.1", "onehot w=64 lambda=0.1")
+    }
     penalised = [row for row in contrasts() if json.loads(row["config"])["contrast"] > 0]
     assert "no seed has a run with contrast and one without" in verdicts(penalised)["D6"].why
 

@@ -44,6 +44,11 @@ def test_without_censoring_the_median_is_the_middle_value():
     assert stats.binom.cdf(ranks[0], 101, 0.5) < 0.06 and stats.binom.sf(ranks[1] - 1, 101, 0.5) < 0.06
 
 
+@pytest.mark.parametrize("count", range(4, 41, 2))
+def test_of_two_middle_times_the_later_is_the_median(count):
+    assert median_time(np.arange(1.0, count + 1), [True] * count).value == count // 2 + 1
+
+
 def test_medians_beyond_the_last_event_are_open_and_few_times_have_no_interval():
     assert median_time([5.0, 6.0, 6.0], [False] * 3) == (np.inf, 5.0, np.inf)
     assert median_time([1.0, 6.0, 6.0], [True, False, False])[0] == np.inf

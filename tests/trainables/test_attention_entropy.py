@@ -83,6 +83,8 @@ def test_forms_are_the_chain_or_the_answer_alone():
         text = form(ROWS[1])
         assert text.text[slice(*text.answer)] == "12" and text.text[: text.question_end] == ROWS[1]["question"]
     assert with_chain({"question": "q", "chain": "no such word", "answer": "42"}).answer is None
+    within = with_chain({"question": "q", "chain": "There are 2, out of 12 apples", "answer": "2"})
+    assert within.answer == (12, 13) and within.text[11:14] == " 2,"
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -184,6 +186,7 @@ def test_what_cannot_be_measured_is_said_in_one_line(random_model, data, tmp_pat
 
     assert "must be a local folder with a model's config.json" in refused("gpt2", data)
     assert "must be a file that ends in .jsonl or .parquet" in refused(random_model, tmp_path / "none.txt")
+    assert "is given twice" in refused(random_model, data, "--against", random_model)
     assert "2 to 8 tokens for this model, got 16" in refused(saved(tmp_path / "short", positions=8), data)
     torch.save({}, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text((random_model / "config.json").read_text())

@@ -293,6 +293,8 @@ REFUSED = [
     ({"success_at": 0.0}, r"success_at in \(0, 1\]"),
     ({"budget_steps": 0}, "budget_steps must be at least 1, got 0"),
     ({"heads": 3}, "heads divide width"),
+    ({"layers": 0}, "layers must be at least 1, got 0"),
+    ({"clip_norm": 0.0}, "clip_norm must be above 0, got 0.0; null is off"),
 ]
 
 

@@ -200,8 +200,17 @@ def test_within_class_share_is_one_for_what_does_not_depend_on_the_class():
     rows = drawn(rows=400)
     noise = torch.randn(2, 400, 21, 6, generator=torch.Generator().manual_seed(1))
     assert measures.class_means(SOURCE, noise, SOURCE.classes_of(rows))[1].tolist() == pytest.approx([1, 1], abs=0.01)
-    with pytest.raises(ValueError, match="do not occur in the rows"):
-        measures.class_means(SOURCE, noise[:, :1, :4], SOURCE.classes_of(rows)[:, :1, :4])
+
+
+def test_rows_in_which_something_never_occurs_are_refused_before_training():
+    for changes, words in (
+        ({"depth": 6, "evaluation_rows": 4}, "classes of brackets do not occur in the rows"),
+        ({"depth": 1, "length": 3, "ood_lengths": (4, 24)}, "no bracket is open at places 4 to 4"),
+    ):
+        run = LocalRun()
+        with pytest.raises(ValueError, match=words):
+            dyck.train([replace(SMALL, **changes)], run)
+        assert not run.rows
 
 
 def test_stack_likeness_is_attention_beyond_uniform_on_what_a_parser_finds_open():

@@ -52,6 +52,12 @@ def test_after_the_last_call_the_model_is_asked_for_its_answer():
     assert PARAGRAPHS[2] not in said.text and model.given[-1][0].endswith(f"{PARAGRAPHS[1]}\n{ANSWER}")
 
 
+def test_a_paragraph_that_looks_like_an_answer_is_not_taken_for_the_models():
+    model = Scripted("<search>told</search>", " x\n")
+    said = reply(QUESTIONS[0], [f"{ANSWER} y, as I was told"], model, calls=1, matches=1)
+    assert said.answer == "x" and not model.lines
+
+
 @pytest.mark.parametrize(
     ("lines", "answer"),
     [
@@ -110,7 +116,7 @@ def test_scores_by_hand(answer, wanted, is_exact, is_contained):
 def test_gold_paragraphs_are_those_named_or_those_with_the_answer():
     assert gold_paragraphs(QUESTIONS[0]) == [PARAGRAPHS[0]] and gold_paragraphs(QUESTIONS[1]) == [PARAGRAPHS[1]]
     assert gold_paragraphs(QUESTIONS[1] | {"gold": [2, 0]}) == [PARAGRAPHS[2], PARAGRAPHS[0]]
-    with pytest.raises(ValueError, match="gold must number paragraphs from 0 to 2, got"):
+    with pytest.raises(ValueError, match="gold must list numbers of paragraphs, 0 to 2, got"):
         gold_paragraphs(QUESTIONS[1] | {"gold": [3]})
     with pytest.raises(ValueError, match="no gold paragraph for 'Where was Ada born"):
         gold_paragraphs(QUESTIONS[0] | {"answer": "Paris"})
@@ -160,6 +166,7 @@ def learnt_dialogues(folder):
         if loss < 0.01:
             break
     assert loss < 0.05
+    model.generation_config.repetition_penalty = 3.0  # a setting of the model's own, which must not rule
     model.save_pretrained(folder)
     wrapped.save_pretrained(folder)
 
@@ -195,6 +202,9 @@ def test_what_cannot_be_asked_is_said_in_one_line(tmp_path, capsys):
 
     assert "must have question (str), paragraphs (list), answer (str)" in refused({"question": "a", "answer": "b"})
     assert "must be a list of texts" in refused(QUESTIONS[0] | {"paragraphs": [["Ada", ["London"]]]})
+    assert "has no word that is compared" in refused(QUESTIONS[0] | {"answer": "The"})
+    assert "gold must list numbers of paragraphs" in refused(QUESTIONS[0] | {"gold": 1})
+    assert "gold must list numbers of paragraphs" in refused(QUESTIONS[0] | {"gold": [True]})
     assert "no gold paragraph" in refused(QUESTIONS[0] | {"answer": "Paris"})
     assert "must be at least 1" in refused(QUESTIONS[0], "--calls", "0")
     assert "only .parquet holds" in refused(QUESTIONS[0], "--out", "replies.csv")

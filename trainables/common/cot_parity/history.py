@@ -62,7 +62,10 @@ class History:
 
     @property
     def learned(self) -> bool:
-        """Whether select and report rows both show a confirmed success."""
+        """Whether select and report rows both show a confirmed success.
+
+        A lane that ends here ends at a success on report rows: its last exact match is one by construction.
+        """
         return self.success("select") is not None and self.success("report") is not None
 
     def trace(self, name: str) -> list[float]:
@@ -87,7 +90,10 @@ class History:
         }
 
     def verdict(self, free_running: float) -> Values:
-        """What the trial is worth, on report rows; what a censored one does not have is left out."""
+        """What the trial is worth, on report rows; what a censored one does not have is left out.
+
+        Entropies and attention on the secret are of select rows, which decide nothing here; success is of report rows.
+        """
         at, exact = self.success("report"), self.trace("report/exact_match")
         found: dict[str, float | Sequence[float]] = {
             **{name: value for name, value in self.seen[-1].items() if name.startswith("report/")},

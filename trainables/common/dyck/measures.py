@@ -36,6 +36,24 @@ def closing_accuracy(
     return found
 
 
+def refuse_rows_that_lack(source: Source, rows: Rows, lengths: Sequence[int]) -> None:
+    """Raise ValueError where a class does not occur up to the first length, or no bracket is open in an interval.
+
+    What is said of them would be made up; known before anything is trained.
+    """
+    start, short = 0, Rows(*(part[:, :, : lengths[0]] for part in rows))
+    seen = source.classes_of(short).unique()
+    if len(seen) < source.classes:
+        raise ValueError(
+            f"{source.classes - len(seen)} of {source.classes} classes of brackets do not occur in the rows that are "
+            "looked at; raise evaluation_rows or length, or lower depth"
+        )
+    for stop in lengths:
+        if not (rows.depths[:, :, start:stop] > 0).any():
+            raise ValueError(f"no bracket is open at places {start + 1} to {stop}: take ood_lengths further apart")
+        start = stop
+
+
 def divergence(logits_PBTV: torch.Tensor, chances_PBTV: torch.Tensor) -> torch.Tensor:
     """Kullback-Leibler divergence of a net's next token from the source's, mean over positions, nats, [P]."""
     logs = logits_PBTV.float().log_softmax(-1)
@@ -55,17 +73,9 @@ def last_block(net: Architecture, weights: Lanes) -> Lanes:
 
 
 def class_means(source: Source, x_PBTD: torch.Tensor, classes_PBT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean of each class, [P, C, D], and the share of the variance that lies within classes, [P].
-
-    Raises ValueError where a class does not occur: its mean would be made up.
-    """
+    """Mean of each class, [P, C, D], and the share of the variance that lies within classes, [P]; all must occur."""
     member = F.one_hot(classes_PBT.flatten(1), source.classes).to(x_PBTD.dtype)  # [P, B T, C]
     counts_PC = member.sum(1)
-    if (counts_PC == 0).any():
-        raise ValueError(
-            f"{int((counts_PC[0] == 0).sum())} of {source.classes} classes of brackets do not occur in the rows that "
-            "are looked at; raise evaluation_rows or length, or lower depth"
-        )
     x = x_PBTD.flatten(1, 2)
     means_PCD = member.mT @ x / counts_PC[..., None]
     within = (x - member @ means_PCD).square().sum((1, 2))

@@ -6,13 +6,12 @@ that decides its content; it appears when it is complete, and its files are chec
 
 # P lanes, B rows, M rows of the set, T positions
 
-import dataclasses
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,26 +20,12 @@ import torch
 from filelock import FileLock
 
 from trainables.common.data.files import checksum, data_home, sha256_of, sha_of, token_dtype
-from trainables.common.retrieval.tasks import Rows
+from trainables.common.retrieval.tasks import Rows, Task
 from trainables.common.streams import Streams
 
 FORMAT = 1  # raised when rows of the same fields change
 ROWS_AT_ONCE = 1024  # of one counter of the stream; few enough to stay in a processor's cache
 SHARD_ROWS = 64 * ROWS_AT_ONCE
-
-
-class Source(Protocol):
-    """A task whose fields, it being a dataclass, decide its rows."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def vocabulary(self) -> int: ...
-
-    @property
-    def length(self) -> int: ...
-
-    def rows(self, streams: Streams, counter: int | torch.Tensor, count: int) -> Rows: ...
 
 
 class FixedSet:
@@ -50,7 +35,7 @@ class FixedSet:
     """
 
     def __init__(
-        self, task: Source, seed: int, size: int, folder: Path | None = None, device: torch.device | str = "cpu"
+        self, task: Task, seed: int, size: int, folder: Path | None = None, device: torch.device | str = "cpu"
     ):
         if size < 1:
             raise ValueError(f"a fixed set needs at least one row, got size {size}")
@@ -79,12 +64,11 @@ class FixedSet:
         return self.at(streams.integers(counter, self.size, count))
 
 
-def _folder_of(task: Source, seed: int, size: int, home: Path) -> Path:
+def _folder_of(task: Task, seed: int, size: int, home: Path) -> Path:
     """The set's folder; one process writes it where it is not there, and others wait."""
     about = {
         "format": FORMAT,
-        "task": type(task).__name__,
-        "fields": dataclasses.asdict(task),
+        "task": repr(task),  # a dataclass: its name and all fields
         "seed": seed,
         "size": size,
     }
@@ -100,7 +84,7 @@ def _folder_of(task: Source, seed: int, size: int, home: Path) -> Path:
     return folder
 
 
-def _write(folder: Path, task: Source, seed: int, size: int, about: dict[str, Any]) -> None:
+def _write(folder: Path, task: Task, seed: int, size: int, about: dict[str, Any]) -> None:
     for number, start in enumerate(range(0, size, SHARD_ROWS)):
         rows = list(_drawn(task, seed, start, min(start + SHARD_ROWS, size)))
         tokens, counted, answers = (torch.cat(values).numpy() for values in zip(*rows, strict=True))
@@ -115,7 +99,7 @@ def _write(folder: Path, task: Source, seed: int, size: int, about: dict[str, An
     (folder / "manifest.json").write_text(json.dumps({**about, "files": files}, indent=1) + "\n")
 
 
-def _drawn(task: Source, seed: int, start: int, stop: int) -> Iterator[tuple[torch.Tensor, ...]]:
+def _drawn(task: Task, seed: int, start: int, stop: int) -> Iterator[tuple[torch.Tensor, ...]]:
     """Tokens, what of them counts, and answers of the rows from `start` to `stop`; a larger set begins alike."""
     streams = Streams([seed], "fixed set")
     for first in range(start, stop, ROWS_AT_ONCE):
