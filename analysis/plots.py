@@ -112,7 +112,7 @@ def plot_frontier(*frontiers: Frontier) -> Figure:
             banded = [p for p in points if p.interval is not None]
             low, high = ([getattr(p.interval, end) for p in banded] for end in ("low", "high"))
             axes.fill_between([p.cost or 0.0 for p in banded], low, high, color=colour, alpha=0.13, linewidth=0)
-        _log_x(axes, [p.cost for p in frontier.points if p.cost])
+        log_x(axes, [p.cost for p in frontier.points if p.cost])
         axes.set_xlabel(label_of(frontier.x))
         axes.set_title({"nominal": "per checkpoint", "family": "whole family"}.get(frontier.x.rsplit("_", 1)[-1], ""))
     panels[0].set_ylabel(label_of(frontiers[0].report))
@@ -219,7 +219,7 @@ def plot_axis_curves(curves: Sequence[AxisCurve]) -> Figure:
             label = f"{name} ({_counts([c.roots for c in same], 'tuning ')})"
             best = [c.best for c in same]
             axes.plot(x, best, color=colour, marker=marker, linestyle=dashes, markersize=6, label=label, zorder=4)
-        _log_x(axes, sorted({c.budget for c in mine}), room=1.07 ** (len(groups) / 2))
+        log_x(axes, sorted({c.budget for c in mine}), room=1.07 ** (len(groups) / 2))
         axes.set_yscale("log")
         values = sorted({v for c in mine for v in c.values})
         axes.yaxis.set_major_locator(FixedLocator(_thinned(values)))
@@ -274,7 +274,7 @@ def plot_hill_and_river(split: pd.DataFrame) -> Figure:
     right.set_ylabel("hill (nats per token)")
     right.set_ylim(bottom=min(0, float(split["hill"].min())), top=float(split["hill"].max()) * 1.15)
     for axes in (left, right):
-        _log_x(axes, x.tolist())
+        log_x(axes, x.tolist())
         axes.set_xlabel("training tokens at the fork")
     return figure
 
@@ -317,7 +317,8 @@ def legend_below(figure: Figure, axes: Axes) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
 
 
-def _log_x(axes: Axes, values: Sequence[float], room: float = 1.0) -> None:
+def log_x(axes: Axes, values: Sequence[float], room: float = 1.0) -> None:
+    """A log axis that ticks the values themselves, as many as do not touch."""
     axes.set_xscale("log")
     ticks = _thinned(sorted(set(values)), share=0.17)
     axes.xaxis.set_major_locator(FixedLocator(ticks))

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
-from analysis.plots import legend_below, side_by_side, style, styled
+from analysis.plots import legend_below, log_x, side_by_side, style, styled
 from analysis.records import Records, RecordsError
 from analysis.rnn_retrieval_runs import arms, chosen
 from analysis.stats import t_interval
 
+MOST_NETS = 5  # with a colour and marker of its own each
 _MAIN = "python sweeps/rnn_retrieval.py"
 LABELS = {
     "accuracy": "accuracy of generated answers",
@@ -31,6 +31,8 @@ def plot_accuracy(records: Records) -> Figure:
     problems = table.groupby("problem")["required_bits"].first().sort_values()
     figure, (axes,) = side_by_side(1, width=max(5.0, 2.2 * len(problems)), height=3.9)
     nets = list(dict.fromkeys(table["net"]))
+    if len(nets) > MOST_NETS:
+        raise RecordsError(f"{len(nets)} nets cannot be told apart here, {MOST_NETS} can; see state and compute")
     for at, net in enumerate(nets):
         same = table[table["net"] == net]
         places = [
@@ -68,6 +70,8 @@ def plot_state(records: Records) -> Figure:
     figure = _panels(table, "problem", problems, "state_bits", line_of="model")
     for axes, problem in zip(figure.axes, problems, strict=True):
         required = float(table.loc[table["problem"] == problem, "required_bits"].iloc[0])
+        low, high = axes.get_xlim()
+        axes.set_xlim(min(low, required / 1.3), max(high, required * 1.3))
         axes.axvline(required, color="#888888", linestyle=":")
         axes.annotate("required", (required, 0.5), fontsize=7, rotation=90, ha="right", va="center")
     return figure
@@ -90,11 +94,7 @@ def _panels(table: pd.DataFrame, by: str, names: Sequence[str], x: str, line_of:
         for at, line in enumerate(lines):
             same = table[(table[by] == name) & (table[line_of] == line)].sort_values(x)
             _points(axes, same, at, line, same[x].tolist(), joined=True)
-        axes.set_xscale("log")
-        if x == "length":
-            lengths = sorted(set(table.loc[table[by] == name, x]))
-            axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-            axes.xaxis.set_minor_locator(NullLocator())
+        log_x(axes, sorted(set(table.loc[table[by] == name, x])))
         axes.set_xlabel(LABELS[x])
         axes.set_title(name)
         _accuracy_axis(axes)

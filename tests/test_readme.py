@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import analysis
+from trainables.registry import STUDIES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = {file: file.read_text() for file in (ROOT / "README.md", *sorted(ROOT.glob("docs/studies/*.md")))}
@@ -113,3 +114,4 @@ def test_every_link_within_the_project_leads_to_a_file_and_every_picture_is_one(
 def test_every_study_has_a_page():
     pages = {word for text in DOCUMENTS.values() for word in re.findall(r"docs/studies/(\w+)\.md", text)}
     assert pages == {file.stem for file in DOCUMENTS if file.parent.name == "studies"}
+    assert not [name for name in STUDIES if f"`{name}`" not in DOCUMENTS[ROOT / "README.md"]]
