@@ -17,13 +17,13 @@ from typing import Any
 import torch
 
 from tests.benchmarks.gpu import timed
-from tests.benchmarks.meter import as_json, run_arm
+from tests.benchmarks.meter import Spent, as_json, run_arm
 from tests.benchmarks.settings import Measured, Settings
 from trainables import cot_parity
 from trainables.common.process import reset_process
 from trainables.common.sequence.scan import linear_recurrence
 from trainables.pack import train_pack
-from trainables.study import LocalRun
+from trainables.study import LocalRun, Stage
 from trainables.walk import train
 
 ME = "tests.benchmarks.sequences"
@@ -31,6 +31,8 @@ NETS = 16
 NET = cot_parity.Config(
     input_bits=12, secret_bits=3, width=32, batch_size=64, budget_steps=400, held_out_rows=256, stop_when_learned=False
 )
+EARLY_STEPS = 64  # up to which lanes differ from nets alone by rounding; later, when a net learns, rounding grows
+Arm = tuple[Spent, dict[str, Any]]
 SCANNED = {"lanes": 1, "rows": 16, "channels": 64, "states": 16}  # of an ssm block of width 64 on 16 rows
 LENGTHS = (64, 128, 256)
 
@@ -51,32 +53,42 @@ def sequence_lanes(settings: Settings) -> Measured:
     of_processes = [sum(spent.cpu_seconds for spent, _ in one) for one in apart]
     in_pack = median(answer["seconds"] for _, answer in together)
     alone = median(sum(answer["seconds"] for _, answer in one) for one in apart)
-    pairs = zip(together[0][1]["rows"], (answer["rows"][0] for _, answer in apart[0]), strict=True)
     values = {
         "cpu_ratio": median(of_processes) / median(of_lanes),
         "step_ratio": alone / in_pack,
         "lanes_cpu_seconds": median(of_lanes),
         "processes_cpu_seconds": median(of_processes),
-        "largest_loss_difference": max(abs(one["train/loss"] - other["train/loss"]) for one, other in pairs),
+        "early_loss_difference": largest_difference(together[0], apart[0], EARLY_STEPS),
+        "loss_difference": largest_difference(together[0], apart[0], base.budget_steps),
     }
     runs = {"together": [as_json(spent) for spent, _ in together], "nets": len(configs)}
     return Measured(values, {**runs, "apart": [[as_json(spent) for spent, _ in one] for one in apart]})
 
 
+def largest_difference(together: Arm, apart: Sequence[Arm], steps: int) -> float:
+    """Between training losses of the lanes and of nets alone, at all measurements up to a step."""
+    lanes, alone = together[1]["losses"], [answer["losses"][0] for _, answer in apart]
+    return max(
+        abs(one - other)
+        for lane, net in zip(lanes, alone, strict=True)
+        for (step, one), (_, other) in zip(lane, net, strict=True)
+        if step <= steps
+    )
+
+
 def pack(given: dict[str, Any]) -> dict[str, Any]:
-    """given: {"configs": ...}. Trains them as lanes; answers their last rows and the CPU seconds of that."""
+    """given: {"configs": ...}. Trains them as lanes; answers their losses by step and the CPU seconds of that."""
     reset_process(threads=1)
     configs = [cot_parity.Config(**values) for values in given["configs"]]
-    rows: dict[int, dict[str, float]] = {}
+    stages: dict[int, Stage] = {}
     began = time.process_time()
     if len(configs) == 1:
-        rows[0] = train(cot_parity.STUDY, configs[0]).rows[-1].metrics
+        stages[0] = train(cot_parity.STUDY, configs[0])
     else:
-        train_pack(
-            *(cot_parity.STUDY, configs, LocalRun()),
-            commit=lambda lane, stage: rows.__setitem__(lane, stage.rows[-1].metrics),
-        )
-    return {"seconds": time.process_time() - began, "rows": [rows[lane] for lane in sorted(rows)]}
+        train_pack(cot_parity.STUDY, configs, LocalRun(), commit=stages.__setitem__)
+    took = time.process_time() - began
+    losses = [[(row.step, row.metrics["train/loss"]) for row in stages[lane].rows] for lane in sorted(stages)]
+    return {"seconds": took, "losses": losses}
 
 
 def step_by_step(decay: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
