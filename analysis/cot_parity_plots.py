@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from analysis.cot_parity_runs import chosen, column, plain
+from analysis.chosen_runs import column
+from analysis.cot_parity_runs import chosen, plain
 from analysis.plots import legend_below, side_by_side, style, styled
 from analysis.records import Records, RecordsError
 from analysis.survival import median_time

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from analysis import cot_parity_plots
+from analysis.chosen_runs import Runs, column
 from analysis.claims import Claim, Evidence, Observation
-from analysis.cot_parity_runs import Runs, chosen, column, least_over_rates, plain, runs_of
+from analysis.cot_parity_runs import chosen, judged, least_over_rates, plain
 from analysis.reading import Reading
 from analysis.records import Records
 from analysis.survival import Median, median_time, restricted_ratio, shape_aic
@@ -75,14 +76,14 @@ CLAIMS: tuple[Claim, ...] = (
 
 def samples_ratio(evidence: Evidence) -> Observation:
     """log2 of samples without a chain over those with it, by seed and problem. Bounded where a run is censored."""
-    runs = runs_of(evidence)
+    runs = judged(evidence)
     direct, chain = (_by_seed(runs.rows, plain(runs.rows)["layout"] == name) for name in ("direct", "chain"))
     return _ratios(runs, direct, chain, "runs with a chain and without one, on the same seeds")
 
 
 def intervention(evidence: Evidence) -> Observation:
     """log2 of samples with the largest bonus over those with none, by seed and problem."""
-    runs = runs_of(evidence)
+    runs = judged(evidence)
     bonus = column(runs.rows, "config.entropy_bonus").fillna(0.0)
     names = runs.rows["problem"].str.replace(r" bonus=\S+", "", regex=True)
     runs = runs._replace(rows=runs.rows.assign(pair=names))
@@ -109,10 +110,12 @@ def _ratios(runs: Runs, above: pd.DataFrame, below: pd.DataFrame, wanted: str) -
 
 
 def _observed(
-    runs: Runs, table: pd.DataFrame, lower: frozenset[str], upper: frozenset[str], remark: str = ""
+    runs: Runs, table: pd.DataFrame, lower: frozenset[str], upper: frozenset[str], remark: str = "", unfit: str = ""
 ) -> Observation:
-    said = "; ".join(filter(None, [remark, runs.remark]))
-    return Observation(table, runs.edges, exploratory=said, lower_bounds=lower, upper_bounds=upper, unfit=runs.lost)
+    """Where a run diverged it counts as one that never learned; so only arms without any run are missed."""
+    said = "; ".join(filter(None, [remark, f"{runs.gone} runs did not end" if runs.gone else ""]))
+    lost = "; ".join(filter(None, [runs.without, unfit]))
+    return Observation(table, runs.edges, exploratory=said, lower_bounds=lower, upper_bounds=upper, unfit=lost)
 
 
 def _censored(rows: pd.DataFrame) -> str:
@@ -122,7 +125,7 @@ def _censored(rows: pd.DataFrame) -> str:
 
 def doublings_per_bit(evidence: Evidence) -> Observation:
     """Least-squares slope of log2 samples on the secret bits, by seed. A censored run makes it a bound."""
-    runs = runs_of(evidence)
+    runs = judged(evidence)
     parts: dict[str, pd.Series] = {}
     lower, upper = set(), set()
     for name, same in _along(plain(runs.rows), "secret_bits"):
@@ -147,7 +150,7 @@ def shape(evidence: Evidence, along: str, shape: str, over: str) -> Observation:
 
     Sizes at which a run is censored are left out of all seeds. Nothing is said of fewer than five others.
     """
-    runs = runs_of(evidence)
+    runs = judged(evidence)
     parts: dict[str, pd.Series] = {}
     most = 0
     for name, same in _along(plain(runs.rows), along):
@@ -177,7 +180,7 @@ def _along(rows: pd.DataFrame, name: str) -> list[tuple[str, pd.DataFrame]]:
 
 def entropy_at_success(evidence: Evidence) -> Observation:
     """Least normalised entropy of a head at success, by seed and problem, of the runs that learned."""
-    runs = runs_of(evidence)
+    runs = judged(evidence)
     rows = plain(runs.rows)
     learned, others = rows[rows["observed"]], rows[~rows["observed"]]
     sparse = int((column(others, "entropy_min") < SPARSE).sum())
@@ -190,7 +193,7 @@ def entropy_at_success(evidence: Evidence) -> Observation:
 
 def memorisation(evidence: Evidence) -> Observation:
     """Share of training rows that are right less that of report rows at the end, by seed; smallest training set."""
-    runs = runs_of(evidence)
+    runs = judged(evidence)
     sizes = column(runs.rows, "config.train_size")
     rows = runs.rows[sizes == sizes.min()]
     if rows.empty:
@@ -198,13 +201,13 @@ def memorisation(evidence: Evidence) -> Observation:
     gap = rows.assign(gap=rows["train/exact_match"] - rows["report/exact_match"])
     diverged = int((rows["status"] == "diverged").sum())
     lost = f"{diverged} of {len(rows)} runs diverged: what they would have memorised is not known" if diverged else ""
-    runs = runs._replace(lost="; ".join(filter(None, [runs.lost, lost])))
-    return _observed(runs, gap.pivot_table(index="seed", columns="problem", values="gap"), frozenset(), frozenset())
+    table = gap.pivot_table(index="seed", columns="problem", values="gap")
+    return _observed(runs, table, frozenset(), frozenset(), unfit=lost)
 
 
 def kept(evidence: Evidence) -> Observation:
     """The least exact match of report rows over all evaluations, by seed and problem; 0 where the run diverged."""
-    runs = runs_of(evidence)
+    runs = judged(evidence)
     least = column(runs.rows, "report/least_exact_match").astype(float).mask(runs.rows["status"] == "diverged", 0.0)
     table = runs.rows.assign(least=least).pivot_table(index="seed", columns="problem", values="least", sort=False)
     return _observed(runs, table, frozenset(), frozenset())

@@ -6,18 +6,17 @@ diverged never learned anything: it is censored like one that was out of budget.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import pandas as pd
 
-from analysis.choice import best_config, centre_of, edges_of, trial_frame
+from analysis import chosen_runs
+from analysis.choice import trial_frame
+from analysis.chosen_runs import RAN, Runs, column, runs_of
 from analysis.claims import Evidence
-from analysis.records import Records, RecordsError
+from analysis.records import Records
 
 SAMPLES, CENSORED = "report/sample_complexity", "report/censored"
 LAYOUTS = {True: "chain", False: "direct"}
-_RAN = ("complete", "diverged")
 _ALWAYS = {"input_bits": "n", "secret_bits": "k"}
 _SOMETIMES = {
     "layers": "L", "heads": "H", "width": "d", "norm": "norm", "start": "", "train_size": "m",
@@ -27,47 +26,15 @@ _SOMETIMES = {
 """What makes a problem, and its short names: all that is not tuned."""
 
 
-class Runs(NamedTuple):
-    """Runs of each problem's chosen config, the edges of those configs, and what is not among them."""
-
-    rows: pd.DataFrame
-    edges: tuple[str, ...]
-    lost: str  # problems without such a run
-    remark: str
-
-
-def runs_of(evidence: Evidence) -> Runs:
-    """The runs that may decide a claim. Raises RecordsError where there are none."""
-    frame = named(evidence.frame)
-    own = of_chosen_configs(frame, centre_of(evidence.records))
-    own = own[own["fresh"]] if evidence.seeds == "fresh" else own
-    rows = own[own["status"].isin(_RAN)]
-    if rows.empty:
-        raise RecordsError("no run on fresh seeds has ended; run the sweep with seeds=3 or more")
-    edges = [
-        edge.words
-        for problem, config in rows[["problem", "config_id"]].drop_duplicates().itertuples(index=False)
-        for edge in edges_of(evidence.records, frame[frame["problem"] == problem], config)
-    ]
-    without = [problem for problem in frame["problem"].unique() if problem not in set(rows["problem"])]
-    lost = f"no run of a chosen config ended on the seeds that decide: {', '.join(without)}" if without else ""
-    gone = len(own) - len(rows)
-    return Runs(with_times(rows), tuple(dict.fromkeys(edges)), lost, f"{gone} runs did not end" if gone else "")
+def judged(evidence: Evidence) -> Runs:
+    """The runs that may decide a claim, with their problem and samples to success."""
+    found = runs_of(evidence, named(evidence.frame), ["problem"], RAN)
+    return found._replace(rows=with_times(found.rows))
 
 
 def chosen(records: Records) -> pd.DataFrame:
     """The runs of the chosen configs: on fresh seeds, or on those that chose them where there are none."""
-    rows = of_chosen_configs(named(trial_frame(records)), centre_of(records))
-    ran = rows[rows["status"].isin(_RAN)]
-    if ran.empty:
-        raise RecordsError("no run has ended, or no config on all its tuning seeds")
-    return with_times(ran[ran["fresh"]] if ran["fresh"].any() else ran)
-
-
-def of_chosen_configs(frame: pd.DataFrame, centre: str) -> pd.DataFrame:
-    """The runs of the config that the tuning seeds choose for each problem."""
-    groups = [same[same["config_id"] == best_config(same, centre)] for _, same in frame.groupby("problem", sort=False)]
-    return pd.concat(groups) if groups else frame
+    return with_times(chosen_runs.chosen(records, named(trial_frame(records)), ["problem"], RAN))
 
 
 def with_times(rows: pd.DataFrame) -> pd.DataFrame:
@@ -107,18 +74,13 @@ def plain(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[kept & (column(rows, "config.start").fillna("random") == "random")]
 
 
-def column(rows: pd.DataFrame, name: str) -> pd.Series:
-    """A column, or nothing but nan where no run of the sweep had it."""
-    return rows[name] if name in rows else pd.Series(np.nan, index=rows.index)
-
-
 def least_over_rates(records: Records) -> pd.DataFrame:
     """As the author counts: of each problem and tuning seed, the least samples over all rates that were tried.
 
     Columns problem, seed, time, observed; censored where no rate succeeded, with the most samples that one drew.
     """
     frame = trial_frame(records)
-    rows = with_times(named(frame[(frame["phase"] == "tune") & frame["status"].isin(_RAN)]))
+    rows = with_times(named(frame[(frame["phase"] == "tune") & frame["status"].isin(RAN)]))
     found = []
     for (problem, seed), same in rows.groupby(["problem", "seed"], sort=False):
         successes = same.loc[same["observed"], "time"]

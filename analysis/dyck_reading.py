@@ -13,20 +13,20 @@ import pandas as pd
 from scipy import stats
 
 from analysis import dyck_plots
+from analysis.chosen_runs import Runs
 from analysis.claims import Claim, Evidence, Observation
 from analysis.dyck_runs import (
     EQUAL_FUNCTION,
     OOD_ERROR,
     PAIR_VARIANCE,
     VIOLATION,
-    Runs,
     all_pairs,
     chosen,
     disjoint_pairs,
     equal_in_function,
+    judged,
     lengths_of,
     mask_overlap,
-    runs_of,
     trained_accuracy,
 )
 from analysis.reading import Reading
@@ -89,13 +89,13 @@ CLAIMS: tuple[Claim, ...] = (
 
 def accuracy(evidence: Evidence) -> Observation:
     """Share of brackets closed right within the training length, by seed and arm."""
-    seen = runs_of(evidence)
+    seen = judged(evidence)
     return _observed(seen, _by_seed(seen.rows, trained_accuracy(seen.rows)))
 
 
 def attention_variation(evidence: Evidence) -> Observation:
     """Variation of attention over the random baseline, by arm and disjoint pair of runs that are equal in function."""
-    seen = runs_of(evidence)
+    seen = judged(evidence)
     equal = equal_in_function(seen.rows)
     parts = {str(arm): disjoint_pairs(rows) for arm, rows in equal.groupby("arm", sort=False) if len(rows) > 1}
     left_out = len(seen.rows) - len(equal)
@@ -108,7 +108,7 @@ def attention_variation(evidence: Evidence) -> Observation:
 
 def correlation(evidence: Evidence, column: str) -> Observation:
     """Spearman's rank correlation of a column with accuracy on the longest rows, over the runs of each arm."""
-    seen = runs_of(evidence)
+    seen = judged(evidence)
     parts = {}
     for arm, rows in seen.rows.groupby("arm", sort=False):
         if len(rows) < _LEAST_FOR_RANKS:
@@ -138,7 +138,7 @@ def contrast_effect(evidence: Evidence, column: str) -> Observation:
     prefixed = evidence.frame[evidence.frame["config.prefix_length"] > 0]
     if prefixed.empty:
         raise RecordsError("no run was trained on prefixed rows")
-    seen = runs_of(Evidence(evidence.records, prefixed, evidence.choices, evidence.seeds))
+    seen = judged(Evidence(evidence.records, prefixed, evidence.choices, evidence.seeds))
     tables: dict[str, pd.Series] = {}
     fixed = seen.rows[~seen.rows["arm"].str.contains("lambda=tuned")]
     for rest, rows in fixed.groupby(fixed["arm"].str.replace(r" ?lambda=\S+", "", regex=True), sort=False):

@@ -7,14 +7,15 @@ runs can be compared two by two. The random baseline is attention drawn uniforml
 from __future__ import annotations
 
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from analysis.choice import best_config, declared_range, edges_of, trial_frame
+from analysis import chosen_runs
+from analysis.choice import declared_range, trial_frame
+from analysis.chosen_runs import Runs, runs_of
 from analysis.claims import Evidence
-from analysis.records import Records, RecordsError
+from analysis.records import Records
 
 EQUAL_FUNCTION = 0.99  # of brackets closed right within the training length: nets above it are taken as equal (ours)
 ATTENTION, TOKENS, KEPT = "report/probe_attention", "report/probe_tokens", "report/kept"
@@ -28,47 +29,14 @@ _ARM = {
 """What makes an arm, and its short names: all that is not tuned."""
 
 
-class Runs(NamedTuple):
-    """The runs that count, each of its arm's chosen config (`arm` names it), and what became of others."""
-
-    rows: pd.DataFrame
-    edges: tuple[str, ...]
-    lost: str  # arms without such a run, and how many runs did not end
-
-
-def runs_of(evidence: Evidence) -> Runs:
-    """The runs that may decide a claim. Raises RecordsError where there are none."""
-    frame = named(evidence.records, evidence.frame)
-    own = of_chosen_configs(frame)
-    own = own[own["fresh"]] if evidence.seeds == "fresh" else own
-    rows = own[own["status"] == "complete"]
-    if rows.empty:
-        raise RecordsError("no run on fresh seeds has ended; run the sweep with seeds=3 or more")
-    edges = [
-        edge.words
-        for arm, config in rows[["arm", "config_id"]].drop_duplicates().itertuples(index=False)
-        for edge in edges_of(evidence.records, frame[frame["arm"] == arm], config)
-    ]
-    without = [arm for arm in frame["arm"].unique() if arm not in set(rows["arm"])]
-    lost = [f"no run of a chosen config ended on the seeds that decide: {', '.join(without)}"] if without else []
-    if gone := len(own) - len(rows):
-        lost.append(f"{gone} of {len(own)} runs diverged or did not end: what is left may be the better ones")
-    return Runs(rows, tuple(dict.fromkeys(edges)), "; ".join(lost))
+def judged(evidence: Evidence) -> Runs:
+    """The runs that may decide a claim; `arm` names what is not tuned."""
+    return runs_of(evidence, named(evidence.records, evidence.frame), ["arm"])
 
 
 def chosen(records: Records) -> pd.DataFrame:
     """The runs of the chosen configs that ended: on fresh seeds, or on those that chose where there are none."""
-    rows = of_chosen_configs(named(records, trial_frame(records)))
-    ended = rows[rows["status"] == "complete"]
-    if ended.empty:
-        raise RecordsError("no run has ended, or no config on all its tuning seeds")
-    return ended[ended["fresh"]] if ended["fresh"].any() else ended
-
-
-def of_chosen_configs(frame: pd.DataFrame) -> pd.DataFrame:
-    """The runs of the config that the tuning seeds choose for each arm."""
-    groups = [same[same["config_id"] == best_config(same)] for _, same in frame.groupby("arm", sort=False)]
-    return pd.concat(groups) if groups else frame
+    return chosen_runs.chosen(records, named(records, trial_frame(records)), ["arm"])
 
 
 def named(records: Records, frame: pd.DataFrame) -> pd.DataFrame:

@@ -8,13 +8,14 @@ lower bound and enter medians, ratios and slopes as such. One that diverged foun
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.choice import best_config, edges_of, trial_frame
+from analysis import chosen_runs
+from analysis.choice import trial_frame
+from analysis.chosen_runs import RAN, Runs, column, runs_of
 from analysis.claims import Claim, Evidence, Observation
 from analysis.plots import legend_below, side_by_side, style, styled
 from analysis.reading import Reading
@@ -22,7 +23,6 @@ from analysis.records import Records, RecordsError
 from analysis.stats import wilson
 
 _MAIN = "python sweeps/lpn_noise.py"
-_RAN = ("complete", "diverged")
 _SOLVED, _SAMPLES, _WALSH = "report/solved", "report/samples_to_secret", "report/walsh_samples"
 _PROBLEM = {
     "dimension": "n", "noise_rate": "tau", "setting": "", "samples": "m", "network": "", "activation": "",
@@ -75,20 +75,11 @@ CLAIMS: tuple[Claim, ...] = (
 )  # fmt: skip
 
 
-class Judged(NamedTuple):
-    """The trials that count, with the edges of their configs and what became of those that are not among them."""
-
-    rows: pd.DataFrame  # of each problem's chosen config, on the claim's seeds, that ran; `part` names the problem
-    edges: tuple[str, ...]
-    lost: str  # problems without such a trial
-    remark: str
-
-
 def solve_rate(evidence: Evidence) -> Observation:
     """1 where the secret was found, by seed and problem; a trial that diverged found none."""
     seen = judged(evidence)
     parts = _by_seed(seen.rows, solved(seen.rows).astype(float))
-    return Observation(parts, seen.edges, exploratory=seen.remark, binary=True, unfit=seen.lost)
+    return Observation(parts, seen.edges, exploratory=_remark(seen), binary=True, unfit=seen.without)
 
 
 def samples_over_walsh(evidence: Evidence) -> Observation:
@@ -134,7 +125,7 @@ def _slopes(evidence: Evidence, along: str, abscissa: Callable[[pd.DataFrame], p
 
 
 def _of_samples(
-    seen: Judged,
+    seen: Runs,
     parts: pd.DataFrame,
     lower_bounds: frozenset[str],
     upper_bounds: frozenset[str] = frozenset(),
@@ -148,10 +139,10 @@ def _of_samples(
         parts,
         seen.edges,
         missing,
-        exploratory="; ".join(filter(None, [open_ if censored else "", seen.remark])),
+        exploratory="; ".join(filter(None, [open_ if censored else "", _remark(seen)])),
         lower_bounds=lower_bounds,
         upper_bounds=upper_bounds,
-        unfit="; ".join(filter(None, [gone if diverged else "", seen.lost])),
+        unfit="; ".join(filter(None, [gone if diverged else "", seen.without])),
     )
 
 
@@ -161,44 +152,22 @@ def _by_seed(rows: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
     return table.pivot_table(index="seed", columns="part", values="value", aggfunc="first", sort=False)
 
 
-def judged(evidence: Evidence) -> Judged:
-    """The trials that count. Raises RecordsError where there are none."""
-    frame = evidence.frame.assign(part=names_of(evidence.frame))
-    own = of_chosen_configs(frame)
-    own = own[own["fresh"]] if evidence.seeds == "fresh" else own
-    rows = own[own["status"].isin(_RAN)]
-    if rows.empty:
-        raise RecordsError("no trial on fresh seeds has ended; run the sweep with seeds=3 or more")
-    pairs = rows[["part", "config_id"]].drop_duplicates().itertuples(index=False)
-    edges = [
-        edge.words
-        for part, config in pairs
-        for edge in edges_of(evidence.records, frame[frame["part"] == part], config)
-    ]
-    without = [part for part in frame["part"].unique() if part not in set(rows["part"])]
-    counts = {"diverged": int((rows["status"] == "diverged").sum()), "did not end": len(own) - len(rows)}
-    return Judged(
-        rows,
-        tuple(dict.fromkeys(edges)),
-        f"no trial of a chosen config ended on the seeds that decide: {', '.join(without)}" if without else "",
-        "; ".join(f"{count} of {len(own)} trials {fate}" for fate, count in counts.items() if count),
-    )
+def judged(evidence: Evidence) -> Runs:
+    """The trials that may decide; `part` names their problem and kind of net."""
+    return runs_of(evidence, evidence.frame.assign(part=names_of(evidence.frame)), ["part"], RAN)
 
 
-def of_chosen_configs(frame: pd.DataFrame) -> pd.DataFrame:
-    """The trials of the config that the tuning seeds choose for each problem, named in `part`."""
-    groups = [same[same["config_id"] == best_config(same)] for _, same in frame.groupby("part", sort=False)]
-    return pd.concat(groups) if groups else frame
+def _remark(seen: Runs) -> str:
+    """What became of those that are not among them, and of those that found nothing."""
+    counts = {"diverged": int((seen.rows["status"] == "diverged").sum()), "did not end": seen.gone}
+    total = len(seen.rows) + seen.gone
+    return "; ".join(f"{count} of {total} trials {fate}" for fate, count in counts.items() if count)
 
 
 def chosen(records: Records) -> pd.DataFrame:
     """The trials of the chosen configs that ran: on fresh seeds, or on those that chose them where there are none."""
     frame = trial_frame(records)
-    rows = of_chosen_configs(frame.assign(part=names_of(frame)))
-    ran = rows[rows["status"].isin(_RAN)]
-    if ran.empty:
-        raise RecordsError("no trial has ended, or no config on all its tuning seeds")
-    return ran[ran["fresh"]] if ran["fresh"].any() else ran
+    return chosen_runs.chosen(records, frame.assign(part=names_of(frame)), ["part"], RAN)
 
 
 def names_of(rows: pd.DataFrame, without: str = "") -> pd.Series:
@@ -212,11 +181,6 @@ def names_of(rows: pd.DataFrame, without: str = "") -> pd.Series:
         whole = whole + " " + (label + "=" if label else "") + texts
         names = names if field == without else names + " " + (label + "=" if label else "") + texts
     return names.str.strip()
-
-
-def column(rows: pd.DataFrame, name: str) -> pd.Series:
-    """A column, or nothing but nan where no trial of the sweep had it."""
-    return rows[name] if name in rows else pd.Series(np.nan, index=rows.index)
 
 
 def solved(rows: pd.DataFrame) -> pd.Series:

@@ -12,22 +12,22 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis import rnn_retrieval_plots
+from analysis.chosen_runs import Runs, column
 from analysis.claims import Claim, Evidence, Observation
 from analysis.reading import Reading
 from analysis.records import Records, RecordsError
 from analysis.rnn_retrieval_runs import (
     PROBLEM,
     RECALLED,
-    Judged,
     arms,
     beyond,
     chosen,
-    column,
+    edges,
     excuse,
     far_below,
     judged,
 )
-from analysis.stats import t_interval
+from analysis.stats import Direction, t_interval
 
 _MAIN = "python sweeps/rnn_retrieval.py"
 _PAPER = "arXiv:2402.18510, abstract (task sizes, models and margin are ours)"
@@ -39,11 +39,11 @@ _FALL = 0.1  # of accuracy, from the shortest texts to the longest: as much coun
 
 
 def _gap(
-    id: str, text: str, ours: Sequence[str], theirs: Sequence[str], direction: str, margin: float,
+    id: str, text: str, ours: Sequence[str], theirs: Sequence[str], direction: Direction, margin: float,
 ) -> Claim:  # fmt: skip
     """A claim on the difference of accuracy between two (kind of net, body) on the same graphs."""
     return Claim(
-        id, text, _PAPER, "gap", direction, margin, "fresh", _TREE,  # type: ignore[arg-type]
+        id, text, _PAPER, "gap", direction, margin, "fresh", _TREE,
         {"ours": list(ours), "theirs": list(theirs)}, f"{_MAIN} preset=istree scale=gpu",
     )  # fmt: skip
 
@@ -160,16 +160,16 @@ def _kind(rows: pd.DataFrame, kind: str) -> pd.Series:
     return kinds[kind] if kind in kinds else ~rows["recurrent"] & (rows["model"] != "transformer")
 
 
-def _observed(seen: Judged, rows: pd.DataFrame, unfit: str = "", remark: str = "") -> Observation:
+def _observed(seen: Runs, rows: pd.DataFrame, unfit: str = "", remark: str = "") -> Observation:
     parts = rows.assign(part=rows["problem"] + " " + rows["net"])
     table = parts.pivot_table(index="seed", columns="part", values="accuracy", aggfunc="first", sort=False)
     return _with(seen, rows, table, unfit, remark)
 
 
-def _with(seen: Judged, rows: pd.DataFrame, parts: pd.DataFrame, unfit: str = "", remark: str = "") -> Observation:
+def _with(seen: Runs, rows: pd.DataFrame, parts: pd.DataFrame, unfit: str = "", remark: str = "") -> Observation:
     """What was observed of these rows; optima of others at the edge of their space do not matter."""
     reasons = "; ".join(filter(None, [unfit, seen.lost]))
-    return Observation(parts, seen.edges(rows), exploratory=remark, unfit=reasons)
+    return Observation(parts, edges(seen, rows), exploratory=remark, unfit=reasons)
 
 
 def summary(records: Records) -> pd.DataFrame:

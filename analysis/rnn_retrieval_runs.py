@@ -5,14 +5,13 @@ A problem is a task of a length, with its values and its body; a net is a model 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import numpy as np
 import pandas as pd
 
-from analysis.choice import Edge, best_config, edges_of, trial_frame
+from analysis import chosen_runs
+from analysis.choice import Edge, edges_of, trial_frame
+from analysis.chosen_runs import Runs, column, runs_of
 from analysis.claims import Evidence
-from analysis.records import Records, RecordsError
+from analysis.records import Records
 
 RECURRENT = ("gru", "lstm", "ssm")
 ACCURACY, LOSS_FALL = "report/accuracy", "report/loss_fall"
@@ -33,39 +32,21 @@ _SHORT = {"length": "n", "values": "v", "questions": "q", "gram": "c", "stacked"
 _SHORT |= {"budget_steps": "B"}
 PROBLEM = ("task", "length", "values", "questions", "stacked", "gram", "graph", "body", "train_rows")
 NET = ("model", "size", "positions", "embedding", "budget_steps")
+_ARM = ("problem", "net")
 
 
-class Judged(NamedTuple):
-    """Trials with their problem, net, kind and accuracy, and what of their choice speaks against deciding on them."""
-
-    rows: pd.DataFrame  # of chosen configs, on the seeds that decide
-    lost: str  # nets on problems without such a trial, and how many trials did not end
-    frame: pd.DataFrame  # what they were chosen among
-    records: Records
-
-    def edges(self, rows: pd.DataFrame) -> tuple[str, ...]:
-        """The words that widen the space where one of these rows' configs lies at its end."""
-        found: list[str] = []
-        for (problem, net), own in rows.groupby(["problem", "net"], sort=False):
-            among = self.frame[(self.frame["problem"] == problem) & (self.frame["net"] == net)]
-            found += [edge.words for edge in edges_that_matter(self.records, among, own["config_id"].iloc[0])]
-        return tuple(dict.fromkeys(found))
+def judged(evidence: Evidence) -> Runs:
+    """The trials that may decide, with their problem, net, kind and accuracy."""
+    return runs_of(evidence, named(evidence.frame), _ARM)
 
 
-def judged(evidence: Evidence) -> Judged:
-    """The trials that count. Raises RecordsError where there are none."""
-    frame = named(evidence.frame)
-    own = of_chosen_configs(frame)
-    own = own[own["fresh"]] if evidence.seeds == "fresh" else own
-    rows = ended(own)
-    if rows.empty:
-        raise RecordsError("no trial on fresh seeds has ended; run the sweep with seeds=3 or more")
-    there = dict.fromkeys(rows["problem"] + " " + rows["net"])
-    gone = [arm for arm in dict.fromkeys(frame["problem"] + " " + frame["net"]) if arm not in there]
-    lost = [f"no trial of a chosen config ended on the seeds that decide: {', '.join(gone)}"] if gone else []
-    if short := len(own) - len(rows):
-        lost.append(f"{short} of {len(own)} trials diverged or did not end: what is left may be the better ones")
-    return Judged(rows, "; ".join(lost), frame, evidence.records)
+def edges(seen: Runs, rows: pd.DataFrame) -> tuple[str, ...]:
+    """The words that widen the space where the config of one of these rows lies at its end and that matters."""
+    found: list[str] = []
+    for (problem, net), own in rows.groupby(list(_ARM), sort=False):
+        among = seen.among[(seen.among["problem"] == problem) & (seen.among["net"] == net)]
+        found += [edge.words for edge in edges_that_matter(seen.records, among, own["config_id"].iloc[0])]
+    return tuple(dict.fromkeys(found))
 
 
 def edges_that_matter(records: Records, rows: pd.DataFrame, config: str) -> list[Edge]:
@@ -81,23 +62,9 @@ def edges_that_matter(records: Records, rows: pd.DataFrame, config: str) -> list
     return found
 
 
-def of_chosen_configs(frame: pd.DataFrame) -> pd.DataFrame:
-    """The trials of the config that the tuning seeds choose for each net on each problem."""
-    groups = [same[same["config_id"] == best_config(same)] for _, same in frame.groupby(["problem", "net"], sort=False)]
-    return pd.concat(groups) if groups else frame
-
-
-def ended(rows: pd.DataFrame) -> pd.DataFrame:
-    """Those that were trained to the end."""
-    return rows[(rows["status"] == "complete") & rows["accuracy"].notna()]
-
-
 def chosen(records: Records) -> pd.DataFrame:
     """The trials of the chosen configs: on fresh seeds, or on those that chose them where there are none."""
-    rows = ended(of_chosen_configs(named(trial_frame(records))))
-    if rows.empty:
-        raise RecordsError("no trial has ended, or no config on all its tuning seeds")
-    return rows[rows["fresh"]] if rows["fresh"].any() else rows
+    return chosen_runs.chosen(records, named(trial_frame(records)), _ARM)
 
 
 def named(frame: pd.DataFrame) -> pd.DataFrame:
@@ -131,11 +98,6 @@ def _names(frame: pd.DataFrame, fields: tuple[str, ...], always: tuple[str, ...]
 
 def _text(value: object) -> str:
     return f"{value:.10g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
-
-
-def column(rows: pd.DataFrame, name: str) -> pd.Series:
-    """A column, or nothing but nan where no trial of the sweep had it."""
-    return rows[name] if name in rows else pd.Series(np.nan, index=rows.index)
 
 
 def beyond(rows: pd.DataFrame) -> pd.Series:

@@ -234,5 +234,5 @@ def test_figures_draw_their_numbers_and_say_what_they_lack(records):
 
 
 def test_records_without_an_ended_run_say_so(records):
-    with pytest.raises(RecordsError, match="no run has ended"):
+    with pytest.raises(RecordsError, match="no trial has ended"):
         summary(records([row | {"status": "failed"} for row in grid()[:2]]))

@@ -241,5 +241,5 @@ def test_nets_that_are_all_too_bad_have_no_attention_to_show(records):
 
 
 def test_records_without_an_ended_run_say_so(records):
-    with pytest.raises(RecordsError, match="no run has ended"):
+    with pytest.raises(RecordsError, match="no trial has ended"):
         summary(records([row | {"status": "failed", "select/excess_loss": None} for row in plain()]))
