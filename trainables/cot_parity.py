@@ -28,6 +28,7 @@ from trainables.common.cot_parity.last import last_logits
 from trainables.common.cot_parity.readings import attentions, free_running_answers, mean_entropy, right, shares_right
 from trainables.common.cot_parity.rows import MAPPED_BITS, Rows, Samples, Task
 from trainables.common.lanes import Alive, Lanes, per_lane
+from trainables.common.names import in_short
 from trainables.common.sequence.network import Architecture, dropout, initial, logits
 from trainables.common.sequence.training import AdamW, gradients, token_losses
 from trainables.common.streams import Streams
@@ -290,14 +291,8 @@ def describe(config: Config, varying: Sequence[str]) -> str:
     >>> describe(Config(), ["secret_bits", "chain_of_thought", "learning_rate", "budget_steps", "seed"])
     'cot_parity CoT k=3 lr=0.001 B=1563 s0'
     """
-    words = ["cot_parity"]
-    if "chain_of_thought" in varying:
-        words.append("CoT" if config.chain_of_thought else "direct")
-    for name in [name for name in SHORT if name in varying]:
-        label, value = SHORT[name], getattr(config, name)
-        text = f"{value:.3g}" if isinstance(value, float) else str(value)
-        words.append(f"{label}{text}" if name == "seed" or not label else f"{label}={text}")
-    return " ".join(words)
+    layout = ("CoT" if config.chain_of_thought else "direct",) if "chain_of_thought" in varying else ()
+    return in_short(config, varying, SHORT, "cot_parity", *layout)
 
 
 STUDY: FusedStudy = FusedStudy(

@@ -29,6 +29,7 @@ from trainables.common.captured import Captured
 from trainables.common.dyck import measures, partial
 from trainables.common.dyck.source import FirstLayer, Rows, Source
 from trainables.common.lanes import Alive, per_lane
+from trainables.common.names import in_short
 from trainables.common.sequence.network import Architecture, logits
 from trainables.common.sequence.training import AdamW, gradients, token_losses
 from trainables.common.streams import Streams
@@ -334,12 +335,7 @@ def describe(config: Config, varying: Sequence[str]) -> str:
     >>> describe(Config(contrast=0.1, prefix_length=24), ["first_layer", "contrast", "budget_steps", "seed"])
     'dyck onehot lambda=0.1 B=400 s0'
     """
-    words = ["dyck"]
-    for name in [name for name in SHORT if name in varying]:
-        label, value = SHORT[name], getattr(config, name)
-        text = f"{value:.3g}" if isinstance(value, float) else str(value)
-        words.append(f"{label}{text}" if name == "seed" or not label else f"{label}={text}")
-    return " ".join(words)
+    return in_short(config, varying, SHORT, "dyck")
 
 
 STUDY: FusedStudy = FusedStudy(

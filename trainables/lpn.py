@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 
+from trainables.common.names import in_short
 from trainables.common.parity import gauss
 from trainables.common.parity.baselines import Instance, samples_of, walsh_samples
 from trainables.common.parity.networks import Architecture
@@ -284,12 +285,7 @@ def describe(config: Config, varying: Sequence[str]) -> str:
     >>> describe(Config(learning_rate=3e-3), ["dimension", "noise_rate", "learning_rate", "budget_steps", "seed"])
     'lpn n=10 tau=0.1 lr=0.003 B=2000 s0'
     """
-    words = ["lpn"]
-    for name in [name for name in SHORT if name in varying]:
-        label, value = SHORT[name], getattr(config, name)
-        text = f"{value:.3g}" if isinstance(value, float) else str(value)
-        words.append(f"{label}{text}" if name == "seed" or not label else f"{label}={text}")
-    return " ".join(words)
+    return in_short(config, varying, SHORT, "lpn")
 
 
 STUDY: FusedStudy = FusedStudy(

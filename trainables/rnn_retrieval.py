@@ -18,6 +18,7 @@ import torch
 
 from trainables.common.captured import Captured
 from trainables.common.lanes import Alive, Lanes, per_lane
+from trainables.common.names import in_short
 from trainables.common.retrieval import generation
 from trainables.common.retrieval.is_tree import IsTree
 from trainables.common.retrieval.models import (
@@ -240,12 +241,7 @@ def describe(config: Config, varying: Sequence[str]) -> str:
     >>> describe(Config(model="gru", learning_rate=3e-3), ["model", "length", "learning_rate", "budget_steps", "seed"])
     'retrieval n=8 gru lr=0.003 B=500 s0'
     """
-    words = ["retrieval"]
-    for name in [name for name in SHORT if name in varying]:
-        label, value = SHORT[name], getattr(config, name)
-        text = f"{value:.3g}" if isinstance(value, float) else str(value)
-        words.append(f"{label}{text}" if name == "seed" or not label else f"{label}={text}")
-    return " ".join(words)
+    return in_short(config, varying, SHORT, "retrieval")
 
 
 def probe(config: Config) -> Config:
