@@ -147,6 +147,8 @@ class Study:
     centre: what a config is worth over its tuning seeds: the mean of `select`, or the median where some seeds have
     only a bound (censored times).
     budget: the config field that counts steps (or what a step is made of: see `FusedStudy.steps`).
+    boundary: the metric that is least where conditions cross from one regime into another, |excess - epsilon|: a search
+    that follows it, and only such a search, may draw conditions.
     units: root -> tokens (or samples) and FLOPs per step, parameters.
     family: (values, budgets) -> configs, one per budget; where a method's path passes through its earlier budgets
     the configs carry them.
@@ -164,6 +166,7 @@ class Study:
     report: Metric = REPORT_LOSS
     centre: Literal["mean", "median"] = "mean"
     budget: str = "budget_steps"
+    boundary: str | None = None
     units: Callable[[Any], Mapping[str, float]] = lambda root: {}
     family: Callable[[Mapping[str, Any], Sequence[int]], list[Any]] | None = None
     describe: Callable[[Any, Sequence[str]], str] | None = None

@@ -117,7 +117,7 @@ class Recorder:
             "device_seconds_alone": seconds if lanes == 1 else None,
             "device_seconds_attributed": seconds,
             "lanes": lanes,
-            "data_sha": getattr(trial.root, "corpus_sha", ""),
+            "data_sha": getattr(trial.root, "data_sha", getattr(trial.root, "corpus_sha", "")),
             "git_commit": git_commit(),
             "torch_version": installed_version("torch"),
             "device": self.device,

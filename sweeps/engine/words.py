@@ -174,17 +174,19 @@ def make_spec(study: AnyStudy, arguments: Sequence[str], name: str) -> tuple[Spe
     try:
         axes = dict(words.space)
         base = _typed(study, base)
-        space = parse(axes, fields=types, conditions=study.conditions, cells=base.cells)
+        found = base.search
+        objectives = named_objectives(study, found.get("objective") if words.objective is None else words.objective)
+        locates = study.boundary in [objective.name for objective in objectives]
+        space = parse(axes, fields=types, conditions=study.conditions, cells=base.cells, locates_boundary=locates)
         budgets = _budgets(study, space)
         tuning, fresh = _seeds(words, base)
-        found = base.search
         search = Search(
             sampler=words.sampler or found.get("sampler", "grid"),
             proposals=words.proposals if words.proposals is not None else found.get("proposals"),
             bracket=words.bracket if words.bracket is not None else found.get("bracket"),
             eta=words.eta if words.eta != 2 else found.get("eta", 2),
             seed=words.sampler_seed,
-            objectives=named_objectives(study, found.get("objective") if words.objective is None else words.objective),
+            objectives=objectives,
         )
     except ValueError as error:
         raise Refused(str(error)) from error

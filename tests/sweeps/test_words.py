@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from search_spaces import load
@@ -183,3 +185,15 @@ def test_help_lists_words_axes_with_ranges_fields_presets_and_scales():
         "cosine",
     ):
         assert word in text
+
+
+def test_a_condition_is_searched_only_where_the_search_looks_for_a_boundary():
+    study = replace(wsd.STUDY, boundary="select/boundary")
+    words = ["scale=tiny", "+space.context={low: 16, high: 64}", "sampler=random", "proposals=2"]
+    spec, _ = make_spec(study, [*words, "objective=select/boundary:min"], "wsd_budget")
+    assert "context" in spec.space.searched
+    for objective in ([], ["objective=select/loss"], ["objective=train/loss:min"]):
+        with pytest.raises(Refused, match="context is a condition"):
+            make_spec(study, [*words, *objective], "wsd_budget")
+    with pytest.raises(Refused, match="context is a condition"):  # a study that names no such metric
+        make_spec(wsd.STUDY, [*words, "objective=select/boundary:min"], "wsd_budget")
