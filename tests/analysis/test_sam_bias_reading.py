@@ -26,7 +26,7 @@ from analysis.sam_bias_reading import (
 from analysis.stats import claim_p
 from trainables.common.curvature import gram_spectrum, jacobian
 from trainables.common.zero_loss import toy4d
-from trainables.sam_bias import MODES
+from trainables.sam_modes import MODES
 
 SEEDS = (0, 10, 11, 12)
 CONFIG = dict(

@@ -19,7 +19,8 @@ from trainables.common import vmapped
 from trainables.common.lanes import Lanes
 from trainables.common.process import reset_process
 from trainables.common.sam import sam_gradient
-from trainables.flatness import BLOCK_STEPS, Config, Pack
+from trainables.flatness import Pack
+from trainables.flatness_trials import BLOCK_STEPS, Config
 
 LANES, ROUNDS = 512, 7
 STEPS = {"closed_form": 200, "vmap": 40, "eager": 250}  # at most BLOCK_STEPS in a round

@@ -12,8 +12,9 @@ from search_spaces import load, parse, resolve
 from search_spaces.fields import field_types
 from search_spaces.fields import fit as as_field
 from trainables import flatness
-from trainables.flatness import BLOCK_STEPS, STUDY, Algorithm, Architecture, Config, Pack, family
+from trainables.flatness import STUDY, Pack
 from trainables.flatness_measures import fit, measure
+from trainables.flatness_trials import BLOCK_STEPS, Algorithm, Architecture, Config, family
 from trainables.pack import train_pack
 from trainables.study import LocalRun
 

@@ -8,7 +8,8 @@ import torch
 from trainables import sam_bias
 from trainables.common.timeline import place
 from trainables.common.zero_loss import quadratic, tanh_net, toy4d
-from trainables.sam_bias import MODES, STUDY, Config, Root, family, problem_of, start
+from trainables.sam_bias import STUDY, Root, problem_of, start
+from trainables.sam_modes import MODES, Config, family
 from trainables.study import LocalRun, Span, alone
 from trainables.walk import train, walk
 
