@@ -13,8 +13,9 @@ import pytest
 from trainables.common.data import __main__ as command
 from trainables.common.data import documents as texts
 from trainables.common.data.corpora import documents_in, open_corpus
-from trainables.common.data.english import SOURCES, build_english, newest
+from trainables.common.data.english import SOURCES, build_english
 from trainables.common.data.files import split_documents
+from trainables.common.data.packages import newest
 
 REPOSITORY = Path(__file__).parents[2]
 

