@@ -44,7 +44,7 @@ def plot_phase(records: Records) -> Figure:
         shown = axes.pcolormesh(table.to_numpy(), cmap="magma_r", vmin=0, vmax=float(np.nanmax(table.to_numpy())))
         for row, values in enumerate(table.to_numpy()):
             for place, value in enumerate(values):
-                dark = value > 0.55 * np.nanmax(table.to_numpy())
+                dark = value > 0.48 * np.nanmax(table.to_numpy())
                 text = "" if np.isnan(value) else f"{value:.3f}"
                 axes.text(place + 0.5, row + 0.5, text, ha="center", va="center", color="white" if dark else INK)
         axes.set_xticks(np.arange(table.shape[1]) + 0.5, [f"{ratio:.3g}" for ratio in table.columns])

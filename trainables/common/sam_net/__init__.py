@@ -1,0 +1,1 @@
+"""Parts of the study `sam_net`: its config and timeline, and its images."""
