@@ -1,0 +1,1 @@
+"""Skill neurons of a frozen encoder: reading it, probing it, perturbing it."""
