@@ -221,15 +221,19 @@ def open_records(path: str | Path | Sequence[str | Path]) -> Records:
 
 
 def combine(many: Sequence[Records], notes: Sequence[str] = ()) -> Records:
-    """Several records as one; a sweep that occurs twice is taken once."""
+    """Several records as one. A trial of a sweep that occurs twice is taken once, from the first.
+
+    Folders may hold parts of one sweep, run with different values of its axes: all their trials are taken.
+    """
     if not many:
         raise RecordsError("nothing to combine: give at least one Records or folder")
-    seen: set[str] = set()
-    for at, records in enumerate(many):
-        names = set(pc.unique(records.trials.column("sweep")).to_pylist())
-        if names & seen:
-            many = [*many[:at], records.where(sweep=sorted(names - seen)), *many[at + 1 :]]
-        seen |= names
+    seen: set[tuple[str, str]] = set()
+    parts = []
+    for records in many:
+        trials = list(zip(*(records.trials.column(name).to_pylist() for name in ("sweep", "trial")), strict=True))
+        parts.append(records._only(np.array([trial not in seen for trial in trials], dtype=bool)))
+        seen.update(trials)
+    many = parts
     tables = {
         name: _with_schema(pa.concat_tables([getattr(r, name) for r in many], promote_options="permissive"), name)
         for name in SCHEMAS

@@ -34,6 +34,15 @@ def test_results_folder_sweep_folder_and_list_are_the_same(maker: Maker):
     assert len(analysis.combine([copy, copy])) == len(copy)
 
 
+def test_parts_of_one_sweep_in_several_folders_are_all_taken(maker: Maker):
+    """As by the same command with other values of an axis, in a results folder of its own."""
+    whole = maker.open(maker.sweep(**SMALL))
+    cosine, wsd = whole.where(method="cosine"), whole.where(method="wsd")
+    both = analysis.combine([cosine, whole, wsd])
+    assert both.to_pandas()["trial"].tolist() == [*cosine.to_pandas()["trial"], *wsd.to_pandas()["trial"]]
+    assert both.measurements.num_rows == whole.measurements.num_rows
+
+
 def test_unknown_columns_are_carried(maker: Maker, tmp_path: Path):
     made = maker.sweep(**SMALL)
     for row in made.trials:
