@@ -1,14 +1,19 @@
 """The readings by study: a new study adds its line here."""
 
 from analysis import (
+    benign_linear_reading,
+    benign_reading,
     bigram_reading,
     cot_parity_reading,
     dyck_reading,
     flatness_reading,
     lpn_reading,
+    masked_lm_reading,
     river_valley_reading,
     rnn_retrieval_reading,
     sam_bias_reading,
+    sam_net_reading,
+    skill_neurons_reading,
 )
 from analysis.figures import by_groups
 from analysis.frontier import frontier
@@ -33,6 +38,11 @@ READINGS: dict[str, Reading] = {
     "cot_parity": cot_parity_reading.READING,
     "rnn_retrieval": rnn_retrieval_reading.READING,
     "dyck": dyck_reading.READING,
+    "benign_linear": benign_linear_reading.READING,
+    "benign": benign_reading.READING,
+    "sam_net": sam_net_reading.READING,
+    "masked_lm": masked_lm_reading.READING,
+    "skill_neurons": skill_neurons_reading.READING,
 }
 
 

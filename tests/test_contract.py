@@ -116,6 +116,52 @@ OTHER_VALUES = {
         "length": 10,
         "probe_length": 5,
     },
+    "benign_linear": {"noise_kind": "symmetric", "repair": "early_stop", "signal_exponent": 0.25},
+    "benign": {
+        "data": None,  # needs files; their checksum enters the root (tests/trainables/test_benign.py)
+        "image_size": 32,
+        "noise_kind": "flip",
+        "noise_rate": 0.2,
+        "model": "resnet",
+        "norm": "group",
+        "blocks": (1, 2),
+        "repair": "early_stop",
+        "rounds": 2,
+        "teacher_step": 20,
+        "train_size": 250,
+        "test_size": 150,
+        "batch_size": 100,
+        "optimizer": "sgd",
+        "momentum": 0.5,
+    },
+    "sam_net": {
+        "data": None,  # needs a folder; its content enters the images' checksum (tests/trainables/test_sam_net.py)
+        "blocks": (1, 2),
+        "norm": "group",
+        "group": 8,
+        "budget_steps": 20,
+        "pool": 2,
+        "momentum": 0.5,
+    },
+    "masked_lm": {
+        "method": "constant",
+        "decay_shape": "cosine",
+        "corpus": None,  # needs text; its content enters the corpus' checksum (tests/trainables/test_masked_lm.py)
+        "tokenizer": None,  # the same
+        "precision": "bf16",
+    },
+    "skill_neurons": {
+        "task": None,  # needs other texts; their content enters the root (tests/trainables/test_skill_neurons.py)
+        "encoder": None,  # the same, of files
+        "readout": "first",
+        "verbaliser": "bad,good",
+        "action": "probe",
+        "tuning": "adapter",
+        "kind": "zero",
+        "first_layer": 1,
+        "dev_size": 8,
+        "batch_size": 8,
+    },
 }
 # The method under which a schedule field is read.
 POOL = dict(setting="moderate", samples=4096)
@@ -166,6 +212,13 @@ VARIANTS = {
         dict(trains="around_map", score_spread=1.0),
         dict(trains="mask", keep_rate=0.5, network_seed=3),
     ],
+    "benign_linear": [{}, dict(repair="self_train_hard", teacher_step=4), dict(repair="self_train_soft")],
+    "benign": [{}, dict(model="resnet"), dict(repair="self_train_hard"), dict(optimizer="sgd")],
+    "skill_neurons": [
+        {},
+        dict(tuning="adapter", backbone_steps=4),
+        dict(action="prune", retune_steps=4),
+    ],
 }
 # What makes a lane of a fused study diverge.
 DIVERGING = {
@@ -177,6 +230,7 @@ DIVERGING = {
     "cot_parity": dict(learning_rate=1e39),
     "rnn_retrieval": dict(learning_rate=1e30),
     "dyck": dict(learning_rate=1e30),
+    "benign_linear": dict(learning_rate=1e308),
 }
 
 

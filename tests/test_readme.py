@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,25 +66,44 @@ def run(command: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.timeout(1500)
-def test_every_command_runs(clone: Path):
-    here = [command for command in commands() if not any(command.startswith(words) for words in NOT_HERE)]
-    scripts: dict[str, list[str]] = {}
-    for command in here:
-        if command.startswith("python sweeps/"):
-            scripts.setdefault(command.split()[1], []).append(command)
+HERE = [command for command in commands() if not any(command.startswith(words) for words in NOT_HERE)]
+SCRIPTS = sorted({command.split()[1] for command in HERE if command.startswith("python sweeps/")})
+READ = ("sweeps/wsd_budget.py", "sweeps/flatness_vs_generalization.py")  # whose results other commands read
 
-    def run_all(of_one_script: list[str]) -> None:
-        for command in of_one_script:
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "script", [pytest.param(script, marks=pytest.mark.xdist_group(script)) for script in SCRIPTS if script not in READ]
+)
+def test_every_command_of_a_sweep_runs(clone: Path, script: str):
+    for command in HERE:
+        if command.split()[1] == script:
             run(at_tiny_scale(command, clone), clone)
 
-    with ThreadPoolExecutor(2) as pool:  # scripts side by side, each one's commands in order; then what reads them
-        list(pool.map(run_all, scripts.values()))
-    run_all([command for command in here if not command.startswith("python sweeps/")])
-    assert len(scripts) >= 6 and len(here) >= 25
+
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("readers")
+def test_every_command_that_reads_results_runs(clone: Path):
+    makers = [command for command in HERE if command.split()[1] in READ]
+    readers = [command for command in HERE if not command.startswith("python sweeps/")]
+    assert len(makers) >= 10 and len(readers) >= 10
+    for command in [*makers, *readers]:
+        run(at_tiny_scale(command, clone), clone)
 
 
-@pytest.mark.parametrize("name", [name for kind, name, _ in BLOCKS if kind == "python" and name.endswith("_sweep.py")])
+def group_of(name: str) -> str:
+    """Of a script of the README: those that use stock Ray Tune with what starts Ray, others with what they read."""
+    return "ray" if name == "stock_sweep.py" else "readers"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xdist_group(group_of(name)))
+        for kind, name, _ in BLOCKS
+        if kind == "python" and name.endswith("_sweep.py")
+    ],
+)
 def test_every_script_runs_and_is_as_short_as_promised(clone: Path, name: str):
     text = (clone / name).read_text()
     lines = [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
