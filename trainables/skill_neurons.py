@@ -19,7 +19,7 @@ from trainables.common.skills import evaluation, perturbing, predictivity, texts
 from trainables.common.skills.encoders import Encoder, encoder_source, load_encoder, needs_transformers
 from trainables.common.skills.pruning import Prunable, block_parameters
 from trainables.common.skills.settings import DEFAULTS, HYPER_PARAMETERS, TINY, Config, describe, family, timeline
-from trainables.common.skills.tuned import TUNINGS, Readout, Tuned, Tuning
+from trainables.common.skills.tuned import TUNINGS, Readout, Tuned, Tuning, words_of
 from trainables.common.timeline import Placed, Timeline, place, total_steps
 from trainables.common.training import TrainingState
 from trainables.study import Metric, Run, Span, StagedStudy, Values
@@ -102,11 +102,7 @@ class Skill(TrainingState):
                 raise ValueError(
                     f"{name} is {here[:12]} here and {planned[:12]} where the sweep was planned; use the same files"
                 )
-        words = (
-            [name.rpartition(".")[2] for name in found.classes]  # WordNet says noun.person
-            if root.verbaliser is None
-            else [one.strip() for one in root.verbaliser.split(",")]
-        )
+        words = words_of(found.classes, root.verbaliser)
         encoder: Encoder = load_encoder(self.source, root.seed, [*found.train.texts, *words], run.device)
         sizes = root.train_size, root.dev_size, root.held_out_size, root.max_tokens
         self.task = texts.open_task(root.task, encoder.tokenizer, *sizes)

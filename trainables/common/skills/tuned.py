@@ -150,6 +150,17 @@ def averaged(hidden_BTD: torch.Tensor, present_BT: torch.Tensor) -> torch.Tensor
 
 
 @torch.no_grad()
+def words_of(classes: Sequence[str], verbaliser: str | None) -> list[str]:
+    """The words that stand for the classes: those given, or the classes' names (of WordNet's their last part).
+
+    >>> words_of(["noun.person", "noun.artifact"], None), words_of(["negative", "positive"], "bad, good")
+    (['person', 'artifact'], ['bad', 'good'])
+    """
+    if verbaliser is None:
+        return [name.rpartition(".")[2] for name in classes]
+    return [word.strip() for word in verbaliser.split(",")]
+
+
 def class_words(tuned: Tuned, words: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token of each class word [C], and the encoder's output for the word alone, averaged and of length 1 [C, D].
 
