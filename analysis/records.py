@@ -221,23 +221,24 @@ def open_records(path: str | Path | Sequence[str | Path]) -> Records:
 
 
 def combine(many: Sequence[Records], notes: Sequence[str] = ()) -> Records:
-    """Several records as one. A trial of a sweep that occurs twice is taken once, from the first.
+    """Several records as one. A trial of a sweep that occurs twice is taken once, from where it got furthest.
 
     Folders may hold parts of one sweep, run with different values of its axes: all their trials are taken.
     """
     if not many:
         raise RecordsError("nothing to combine: give at least one Records or folder")
-    seen: set[tuple[str, str]] = set()
-    parts = []
-    for records in many:
-        trials = list(zip(*(records.trials.column(name).to_pylist() for name in ("sweep", "trial")), strict=True))
-        parts.append(records._only(np.array([trial not in seen for trial in trials], dtype=bool)))
-        seen.update(trials)
-    many = parts
+    named = [r.trials.select(["sweep", "trial", "status"]).to_pandas().assign(part=at) for at, r in enumerate(many)]
+    every = pd.concat(named, ignore_index=True)
+    order = every["status"].map({status: rank for rank, status in enumerate(STATUSES)})
+    twice = every.assign(order=order).sort_values("order", kind="stable").duplicated(["sweep", "trial"])
+    once = ~twice.sort_index()
+    many = [r._only(once[every["part"] == at].to_numpy(dtype=bool)) for at, r in enumerate(many)]
     tables = {
         name: _with_schema(pa.concat_tables([getattr(r, name) for r in many], promote_options="permissive"), name)
         for name in SCHEMAS
     }
+    stages = tables["ledger"].to_pandas().astype(str)  # a stage that trials of several folders share is run once
+    tables["ledger"] = tables["ledger"].filter(pa.array(~stages.duplicated().to_numpy(dtype=bool)))
     specs = {json.dumps(spec, sort_keys=True): spec for r in many for spec in r.sweeps}
     return Records(**tables, sweeps=tuple(specs.values()), notes=(*notes, *(n for r in many for n in r.notes)))
 

@@ -26,6 +26,7 @@ from sweeps.engine.tuning import configs_of
 from trainables.study import FusedStudy, state_key
 
 PACKAGES = ("ray", "torch", "optuna", "mlflow", "numpy", "pyarrow")
+DATA_SHAS = ("data_sha", "corpus_sha", "task_sha")  # what roots call the checksum of what is trained on
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Recorder:
             "device_seconds_alone": seconds if lanes == 1 else None,
             "device_seconds_attributed": seconds,
             "lanes": lanes,
-            "data_sha": getattr(trial.root, "data_sha", getattr(trial.root, "corpus_sha", "")),
+            "data_sha": next((getattr(trial.root, name) for name in DATA_SHAS if hasattr(trial.root, name)), ""),
             "git_commit": git_commit(),
             "torch_version": installed_version("torch"),
             "device": self.device,

@@ -41,6 +41,19 @@ def test_parts_of_one_sweep_in_several_folders_are_all_taken(maker: Maker):
     both = analysis.combine([cosine, whole, wsd])
     assert both.to_pandas()["trial"].tolist() == [*cosine.to_pandas()["trial"], *wsd.to_pandas()["trial"]]
     assert both.measurements.num_rows == whole.measurements.num_rows
+    assert both.ledger.num_rows == whole.ledger.num_rows
+
+
+def test_of_two_copies_of_a_trial_the_one_that_got_further_is_taken(maker: Maker):
+    made = maker.sweep(**SMALL)
+    done = maker.open(made)
+    for row in made.trials[:3]:
+        row |= {"status": "pending", "report/loss": None}
+    before = maker.open(made)
+    assert before.to_pandas()["status"].value_counts()["pending"] == 3
+    for many in ([before, done], [done, before]):
+        assert set(analysis.combine(many).to_pandas()["status"]) == {"complete"}
+        assert len(analysis.combine(many)) == len(done)
 
 
 def test_unknown_columns_are_carried(maker: Maker, tmp_path: Path):
