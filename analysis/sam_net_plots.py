@@ -38,7 +38,7 @@ def plot_frontier(records: Records) -> Figure:
             _line(right, same, "radius", ERROR, look)
     right.set_xlabel("radius (0: SGD)")
     if right.get_legend_handles_labels()[0]:
-        right.legend(loc="best")
+        right.legend(loc="upper left")
     legend_below(figure, left)
     return figure
 
