@@ -296,6 +296,7 @@ STUDY: StagedStudy = StagedStudy(
     select=Metric("select/error", "min"),
     report=Metric("report/error", "min"),
     units=units,
+    step_cost=lambda knobs: 2.0 if "radius" in knobs else 1.0,
     family=family,
     describe=describe,
     files=files,

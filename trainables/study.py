@@ -210,6 +210,7 @@ class StagedStudy(Study):
     root: config -> hashable dataclass with `seed` and `measure_every`. timeline: config -> segments.
     start: (root, run) -> State at step 0. advance: (state, placed segment, span, run) -> None.
     measure: (state, run, full) -> metrics by name; numbers, or in full also lists of numbers (kept, not plotted).
+    step_cost: knobs -> FLOPs of a step over those of `units`, which are of a plain step: SAM takes two gradients.
     files: root -> what a model needs beside its weights, by file name. branch: (config, at step, decay steps, shape) ->
     the config that leaves this one's timeline at a step and decays.
     """
@@ -220,6 +221,7 @@ class StagedStudy(Study):
     advance: Callable[[Any, Placed, Span, Run], None]
     measure: Callable[[Any, Run, bool], Values]
     measured_at: Callable[[Any, Timeline], dict[int, bool]] = measured_on_grid
+    step_cost: Callable[[Mapping[str, float]], float] = lambda knobs: 1.0
     files: Callable[[Any], Mapping[str, bytes]] | None = None
     branch: Callable[[Any, int, int, str], Any] | None = None
 

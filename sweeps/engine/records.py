@@ -23,7 +23,8 @@ from sweeps.engine.plan import Trial, make_trial, marginal_steps, plan
 from sweeps.engine.spec import Spec
 from sweeps.engine.store import Index
 from sweeps.engine.tuning import configs_of
-from trainables.study import FusedStudy, state_key
+from trainables.common.timeline import Placed
+from trainables.study import FusedStudy, StagedStudy, state_key
 
 PACKAGES = ("ray", "torch", "optuna", "mlflow", "numpy", "pyarrow")
 DATA_SHAS = ("data_sha", "corpus_sha", "task_sha")  # what roots call the checksum of what is trained on
@@ -88,6 +89,9 @@ class Recorder:
         costs: dict[str, Any] = {}
         for kind, steps in (("nominal", trial.steps), ("family", family), ("marginal", marginal)):
             costs |= {f"steps_{kind}": steps, f"tokens_{kind}": int(steps * tokens), f"flops_{kind}": steps * flops}
+        if isinstance(study, StagedStudy) and any(_step_cost(study, part) != 1 for part in trial.placed):
+            plain_steps = sum(_step_cost(study, part) * (part.stop - part.start) for part in trial.placed)
+            costs |= {"flops_nominal": plain_steps * flops, "flops_family": None, "flops_marginal": None}
         result = entry.result
         fused = entry.commit if isinstance(study, FusedStudy) else None
         seconds, lanes = (None, None) if fused is None else (fused.train_seconds, fused.lanes)
@@ -300,3 +304,7 @@ def git_commit() -> str:
         return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _step_cost(study: StagedStudy, part: Placed) -> float:
+    return study.step_cost(part.at(part.start))

@@ -11,10 +11,11 @@ import pytest
 
 import analysis
 from sweeps.engine.driver import Entry
+from sweeps.engine.launch import Question, sweep
 from sweeps.engine.plan import make_trial, plan
 from sweeps.engine.records import Recorder, canonical_marginals, describe_spec, write_spec
 from tests.sweeps.engine_cases import FREE, Free, run_sweep, toy_spec
-from trainables import toys
+from trainables import sam_net, toys
 from trainables.common.timeline import Ramp, segment
 
 SHAPE = dict(rates=(0.1, 0.2), budgets=(20, 40), decay_fraction=[0.1, 0.5], tuning=1, fresh=1)
@@ -204,3 +205,14 @@ def test_pending_trials_of_an_interrupted_sweep_are_rows_too(tmp_path):
     pending = [Entry(entry.trial, entry.phase, entry.cell, entry.proposal, entry.values) for entry in sweep.entries]
     rows = Recorder(sweep.spec, pending, "cpu").tables(sweep.driver.index).trials.to_pylist()
     assert {row["status"] for row in rows} == {"pending"}
+
+
+def test_a_step_that_costs_twice_is_billed_twice(tmp_path):
+    """And as much as the study itself counted along the way."""
+    words = ["scale=tiny", "seeds=0", "space.radius=[0,0.1]", "space.budget_steps=[12]", f"results={tmp_path}"]
+    records = sweep(Question("bill", sam_net.STUDY, about=""), [*words, "executor=local", "tracking=none"])
+    rows = records.to_pandas()
+    assert rows["flops_nominal"].tolist() == rows["flops"].tolist()
+    by_radius = rows.groupby("config.radius")["flops_nominal"].unique()
+    assert by_radius[0.1].tolist() == [2 * cost for cost in by_radius[0.0]]
+    assert rows.loc[rows["config.radius"] > 0, "flops_family"].isna().all()
