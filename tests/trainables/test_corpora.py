@@ -291,9 +291,11 @@ def unpinned(source):
 
 def test_an_unexpected_archive_is_refused(tmp_path, monkeypatch, capsys):
     test_english_from_packages_made_here(tmp_path, monkeypatch, capsys)
+    sha = open_corpus("english").sha
     monkeypatch.setattr("trainables.common.data.english.SOURCES", [s for s in SOURCES if s.name == "brown"])
     assert command.main(["english", "--again"]) == 1
     assert "not the archive it was" in capsys.readouterr().out.replace("\n", " ")
+    assert open_corpus("english").sha == sha  # the old one stays
 
 
 def test_the_newest_of_the_packages_that_apt_knows(tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,10 @@ import pytest
 
 from trainables.common.data import __main__ as command
 from trainables.common.data import packages
+from trainables.common.data.cifar import unpickled
 from trainables.common.data.images import open_images, read_idx
 
+REPOSITORY = Path(__file__).parents[2]
 ROWS = 4  # in each batch of a small CIFAR
 
 
@@ -72,6 +76,11 @@ def test_a_damaged_idx_file_is_refused(tmp_path, content, message):
 def test_a_damaged_gzip_is_refused(tmp_path):
     (tmp_path / "a.gz").write_bytes(gzip.compress(idx(np.zeros((2, 3), np.uint8)))[:-9])
     with pytest.raises(ValueError, match="cannot be read"):
+        read_idx(tmp_path / "a.gz")
+    content = bytearray(gzip.compress(idx(np.zeros((2, 3), np.uint8))))
+    content[10] = 0xFF  # the kind of the first block, of which there is none
+    (tmp_path / "a.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a.gz cannot be read: .*; fetch it again"):
         read_idx(tmp_path / "a.gz")
 
 
@@ -227,10 +236,63 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path, monkeypatch, whe
     assert (tmp_path / "ran").exists()
 
 
+class Reduced:
+    """Pickled as what it is given: a function, its arguments and a state."""
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def __reduce__(self):
+        return self.parts
+
+
+FAR = (3, "|", None, ("a",), {"a": (np.dtype("O"), 2**30)}, 8, 1, 63)  # an object 2^30 bytes on in a dtype of 8
+
+
+def test_a_dtype_with_a_forged_state_reaches_no_memory(tmp_path):
+    array = Reduced(np.ndarray, ((4,), Reduced(np.dtype, ("V8", False, True), FAR)))
+    rebuilt = Reduced(np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, (1,), array.parts[1][1], False, [1]))
+    for number, forged in enumerate((array, rebuilt, Reduced(np.dtype, ("V8", False, True), FAR))):
+        file = tmp_path / str(number)
+        file.write_bytes(pickle.dumps({b"data": forged, b"labels": []}, protocol=2))
+        code = "import sys, pathlib; from trainables.common.data.cifar import unpickled; "
+        code += "unpickled(pathlib.Path(sys.argv[1]), ('data',))"
+        ran = subprocess.run(
+            [sys.executable, "-c", code, str(file)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 1 and "must be a pickled dict with data of arrays" in ran.stderr, ran
+
+
+def test_the_state_of_a_dtype_is_not_looked_at_and_arrays_are_of_bytes(tmp_path):
+    pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    for array in (pixels, np.asfortranarray(pixels)):
+        content = pickle.dumps({b"data": array}, protocol=2)
+        assert content.count(b"J\xff\xff\xff\xff") == 2  # size and alignment of the dtype, as -1
+        (tmp_path / "a").write_bytes(content.replace(b"J\xff\xff\xff\xff", b"J\x07\0\0\0"))
+        found = unpickled(tmp_path / "a", ("data",))["data"]
+        assert np.array_equal(found, pixels) and found.dtype == np.uint8
+    for forged in (
+        Reduced(np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, (2**62, 2**62), np.dtype("u1"), False, b"")),
+        Reduced(np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, (2**70,), np.dtype("u1"), False, b"abc")),
+    ):
+        (tmp_path / "a").write_bytes(pickle.dumps({b"data": forged}, protocol=2))
+        with pytest.raises(ValueError, match="must be a pickled dict"):
+            unpickled(tmp_path / "a", ("data",))
+
+
+def test_a_folder_of_cifar_in_the_home_folder(tmp_path, monkeypatch):
+    write_cifar(tmp_path / "cifar", 10, "binary")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_images("~/cifar").sha == open_images(tmp_path / "cifar").sha
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({b"data": np.zeros((4, 3072), np.float32), b"labels": [0] * 4}, "must have 3072 bytes for each of 4 labels"),
+        ({b"data": np.zeros((4, 3072), np.float32), b"labels": [0] * 4}, "an array of 'f4', where only bytes"),
+        ({b"data": np.zeros((4, 3072), np.int8), b"labels": [0] * 4}, "an array of 'i1', where only bytes"),
+        ({b"data": [0] * 4, b"labels": [0] * 4}, "must have 3072 bytes for each of 4 labels, got list"),
+        ({b"data": np.zeros((4, 3072), np.uint8), b"labels": [2**70] * 4}, "must have a list of numbers"),
         ({b"data": np.zeros((4, 3071), np.uint8), b"labels": [0] * 4}, r"must have 3072 bytes .* got \(4, 3071\)"),
         ({b"data": np.zeros((4, 3072), np.uint8), b"labels": [0] * 3}, "for each of 3 labels"),
         ({b"data": np.zeros((4, 3072), np.uint8), b"labels": [b"0"] * 4}, "must have a list of numbers"),

@@ -6,14 +6,15 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from trainables.common.data import packages
-from trainables.common.data.files import built, read_manifest, write_manifest
-from trainables.common.data.packages import Source, build_from, fetch, licences, unpacked
+from trainables.common.data.files import built, checksum, read_manifest, write_manifest
+from trainables.common.data.packages import FAILURES, Source, build_from, fetch, licences, unpacked
 
 TEXTS = {"toy/data/one.txt": b"one\n", "toy/data/two.txt": b"two\n"}
 
@@ -117,7 +118,7 @@ def test_what_is_built_again_replaces_what_was_there_only_when_it_is_whole(home)
     assert (folder / "text").read_text() == "second"
 
 
-@pytest.mark.parametrize("way", ["changed", "deleted", "kind"])
+@pytest.mark.parametrize("way", ["changed", "deleted", "kind", "no dict"])
 def test_damage_is_refused(home, way):
     def fill(folder):
         (folder / "text").write_text("as it was")
@@ -129,11 +130,34 @@ def test_damage_is_refused(home, way):
         (folder / "text").write_text("as it is!")
     elif way == "deleted":
         (folder / "text").unlink()
+    elif way == "no dict":
+        (folder / "manifest.json").write_text("[]")
     else:
         manifest = folder / "manifest.json"
         manifest.write_text(manifest.read_text().replace('"toy"', '"joy"'))
     with pytest.raises(ValueError, match=r"damaged.*delete the folder .*run the same command again"):
         read_manifest(folder, ("kind",))
+
+
+@pytest.mark.parametrize("noted", ["[]", '{"PATH": 3}', '{"PATH": [4, 5]}', "null", '"no"'])
+def test_a_damaged_note_of_checksums_is_written_anew(tmp_path, noted):
+    file, remembered = tmp_path / "text", tmp_path / "checked.json"
+    file.write_text("text")
+    remembered.write_text(noted.replace("PATH", str(file)))
+    for _ in range(2):
+        assert checksum(file, remembered) == hashlib.sha256(b"text").hexdigest()
+    assert str(file) in remembered.read_text()
+
+
+def test_damaged_compression_is_a_failure_that_is_reported(tmp_path, home):
+    def damaged(root):
+        return zlib.decompress(b"no such bytes")
+
+    write_wheel(tmp_path / "shelf")
+    wheel = Source("toy", "pip", "toy-texts==1.0", 0.1, "CC0-1.0", "two words", damaged)
+    with pytest.raises(ValueError, match=r"toy could not be fetched: .*decompress"):
+        build_from(wheel, "toy", "words", write, Console(quiet=True))
+    assert issubclass(EOFError, FAILURES)
 
 
 def test_archives_of_each_kind_are_unpacked_to_the_same_files(tmp_path):

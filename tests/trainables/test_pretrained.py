@@ -48,6 +48,18 @@ def test_minilm_from_a_package_made_here(files, home, capsys):
     assert (encoder_folder("minilm") / "model.safetensors").read_bytes() == files["model.safetensors"]
 
 
+def test_the_second_of_two_first_fetches_takes_what_the_first_made(files, home, monkeypatch):
+    build, made = command.build_minilm, []
+
+    def build_late(console, **given):
+        made.append(build(console).stat().st_ino)  # another process is done just before
+        return build(console, **given)
+
+    monkeypatch.setattr(command, "build_minilm", build_late)
+    assert command.main(["minilm"]) == 0
+    assert [(home / "models" / "minilm").stat().st_ino] == made
+
+
 def test_other_weights_under_the_same_name_are_refused(files, home, monkeypatch, capsys):
     monkeypatch.setitem(pretrained.MINILM_FILES, "model.safetensors", MINILM_FILES["model.safetensors"])
     assert command.main(["minilm"]) == 1

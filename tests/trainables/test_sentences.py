@@ -189,6 +189,8 @@ def test_lines_of_a_file_of_ones_own(tmp_path):
     texts = assert_disjoint(found)
     assert sorted(texts) == sorted(f"text {number}, größe" for number in range(200) if number != 1)  # it has two labels
     assert all(label_of(found, text) == ("spam" if int(text[5:-7]) % 3 else "ham") for text in texts)
+    (tmp_path / "bom.tsv").write_text("".join(lines), encoding="utf-8-sig")
+    assert open_sentences(tmp_path / "bom.tsv").classes == ("ham", "spam")
     (tmp_path / "mail.tsv").write_text("spam\tfine\nno label\n")
     with pytest.raises(ValueError, match=r"mail.tsv:2 must read label<TAB>text, got 'no label'"):
         open_sentences(tmp_path / "mail.tsv")
@@ -229,6 +231,13 @@ def test_what_is_missing_or_unknown_is_said():
     for name in ("imdb", "wordnet", "missing.tsv"):
         with pytest.raises(ValueError, match=rf"no sentences '{name}': there are movie, amazon, nyt, tweets, wordnet:"):
             open_sentences(name)
+
+
+def test_an_incomplete_set_is_fetched_anew_without_being_told(package, home):
+    write_ratings(package)
+    assert command.main(["sentences"]) == 0
+    shutil.rmtree(home / "sentences" / "sentences" / "nyt")
+    assert command.main(["sentences"]) == 0 and len(rated("nyt").texts) == 200
 
 
 def test_a_package_whose_numbers_do_not_match_is_refused(package, capsys):

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,21 +103,26 @@ def _kept(manifest_file: Path) -> tuple[str, str, str, str]:
             tokens = f"{sum(split['tokens'] for split in manifest['splits'].values()):,}"
             vocabulary = f"{manifest['vocabulary']:,}"
         return tokens, vocabulary, f"{sum(sizes) / 1e6:.1f}", manifest["sha"][:12]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "damaged", "", "", ""
 
 
 def bring(console: Console, name: str, again: bool) -> None:
-    """Fetch a source unless it is there, then show what it holds, opened as a study would."""
+    """Fetch a source unless it is there, then show what it holds, opened as a study would.
+
+    Of several processes that fetch a source for the first time, one does; the others wait and take what it made.
+    """
     kind = "images" if name in IMAGE_SETS else "models" if name in ENCODERS else "sentences"
     folder = data_home() / kind / name
     whole = all((folder / one).is_dir() for one in sets_of(name)) if name in SENTENCE_SOURCES else folder.is_dir()
     if whole and not again:
         console.print(f"{name!r} is there already: {folder}; --again fetches it anew", soft_wrap=True)
-    elif name in SENTENCE_SOURCES:
-        build_sentences(name, console, again=True)
     else:
-        {"fashion_mnist": build_fashion, "minilm": build_minilm}[name](console, again=True)
+        anew = again or (folder.is_dir() and not whole)
+        if name in SENTENCE_SOURCES:
+            build_sentences(name, console, again=anew)
+        else:
+            {"fashion_mnist": build_fashion, "minilm": build_minilm}[name](console, again=anew)
     if kind == "images":
         show_images(console, name)
     elif kind == "models":
@@ -161,12 +165,10 @@ def make_english(console: Console, without: Sequence[str], again: bool) -> None:
     from trainables.common.data.english import build_english
 
     folder = data_home() / "corpora" / "english"
-    if again:
-        shutil.rmtree(folder, ignore_errors=True)
-    if folder.is_dir():
+    if folder.is_dir() and not again:
         console.print(f"'english' is there already: {folder}; --again builds it anew")
     else:
-        build_english(console, without)
+        build_english(console, without, again=again)
     corpus = open_corpus("english")
     show(console, corpus)
     console.print("from " + ", ".join(f"{source['name']} ({source['bytes']:,} bytes)" for source in corpus.sources))

@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100 out of the files that their authors publish, pickled ("python" version) or binary.
 
-A pickle may ask for any function to be called; here it gets arrays, lists and names, and all else is refused.
+A pickle may ask for any function to be called; here it gets lists, names and stand-ins for arrays of bytes, and all
+else is refused. Nothing of numpy itself is within its reach, as a dtype with a forged state reads any memory.
 """
 
 # N images
@@ -32,15 +33,18 @@ class Pickled:
     def read(self, file: Path) -> Arrays:
         batch = unpickled(file, ("data", self.labels_key))
         data, labels = batch["data"], batch[self.labels_key]
-        if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
+        if not isinstance(labels, list) or not all(isinstance(label, int) and abs(label) < 2**63 for label in labels):
             raise ValueError(f"{file} must have a list of numbers as {self.labels_key!r}; unpack its archive anew")
-        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (len(labels), PIXELS):
+        if not isinstance(data, np.ndarray) or data.shape != (len(labels), PIXELS):
             found = getattr(data, "shape", type(data).__name__)
             raise ValueError(f"{file} must have {PIXELS} bytes for each of {len(labels)} labels, got {found}")
         return data.reshape(-1, 3, SIDE, SIDE), np.array(labels, np.int64)
 
     def read_names(self, file: Path) -> tuple[str, ...]:
-        return tuple(name.decode() for name in unpickled(file, (self.names_key,))[self.names_key])
+        names = unpickled(file, (self.names_key,))[self.names_key]
+        if not isinstance(names, list) or not all(isinstance(name, bytes) for name in names):
+            raise ValueError(f"{file} must have a list of names as {self.names_key!r}; unpack its archive anew")
+        return tuple(name.decode(errors="replace") for name in names)
 
 
 @dataclass(frozen=True)
@@ -111,19 +115,46 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _array(kind: Any, shape: Any, code: Any) -> np.ndarray:
-    """The empty array that a pickled one is filled into."""
-    if kind is not np.ndarray:
-        raise pickle.UnpicklingError(f"an array that is a {kind}")
-    return np.ndarray(shape, code)
+class _UnsignedBytes:
+    """In place of the dtype uint8; the state that pickles give a dtype is not looked at."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
-# All that a pickle of numbers, names and arrays may call; nothing else is looked up, so nothing else can run.
-CALLABLE: Mapping[tuple[str, str], Any] = {
+class _Array:
+    """In place of an array, empty until its state comes."""
+
+    values: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, columns_first, content = state
+        if not isinstance(dtype, _UnsignedBytes) or not isinstance(content, bytes):
+            raise pickle.UnpicklingError("an array of other than bytes")
+        self.values = np.frombuffer(content, np.uint8).reshape(shape, order="F" if columns_first else "C").copy()
+
+
+_NDARRAY = object()  # stands for the class np.ndarray
+
+
+def _dtype(code: Any, *_: Any) -> _UnsignedBytes:
+    if code not in ("u1", b"u1", "uint8", b"uint8"):
+        raise pickle.UnpicklingError(f"an array of {code!r}, where only bytes (u1) are read")
+    return _UnsignedBytes()
+
+
+def _array(kind: Any, *_: Any) -> _Array:
+    if kind is not _NDARRAY:
+        raise pickle.UnpicklingError(f"an array that is a {kind!r}")
+    return _Array()
+
+
+# All that a pickle of numbers, names and arrays may name; nothing else is looked up, so nothing else can run.
+REACHABLE: Mapping[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _array,
     ("numpy._core.multiarray", "_reconstruct"): _array,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): _dtype,
     ("_codecs", "encode"): _latin1,
 }
 
@@ -131,20 +162,24 @@ CALLABLE: Mapping[tuple[str, str], Any] = {
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
         try:
-            return CALLABLE[module_name, global_name]
+            return REACHABLE[module_name, global_name]
         except KeyError:
             raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}") from None
 
 
 def unpickled(file: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    """The values of `keys` in a pickled dict, without running what the file may ask for."""
-    refused = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError)
+    """The values of `keys` in a pickled dict, without running what the file may ask for; arrays are of uint8."""
+    refused = (
+        *(pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError),
+        *(MemoryError, OverflowError),
+    )
     try:
         with open(file, "rb") as opened:
             found = _ArraysOnly(opened, encoding="bytes").load()
-        return {key: found[key.encode()] for key in keys}
+        values = {key: found[key.encode()] for key in keys}
     except refused as error:
         raise ValueError(
             f"{file} must be a pickled dict with {', '.join(keys)} of arrays and lists, as CIFAR's authors wrote it; "
             f"refused: {error!r}; unpack the archive anew, or use the binary version"
         ) from error
+    return {key: value.values if isinstance(value, _Array) else value for key, value in values.items()}

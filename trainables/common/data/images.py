@@ -6,7 +6,6 @@
 
 # N images, C channels, H height, W width
 
-import gzip
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.console import Console
 
 from trainables.common.data.cifar import read_cifar
 from trainables.common.data.files import data_home, read_manifest, write_manifest
-from trainables.common.data.packages import Source, build_from
+from trainables.common.data.packages import Source, build_from, contents
 
 IMAGE_SETS = {
     "digits": "1,797 handwritten digits of 8x8, with scikit-learn; nothing to download",
@@ -103,10 +102,7 @@ def read_idx(file: Path) -> np.ndarray:
     Two zero bytes, the type (8: unsigned byte), the number of axes, the length of each axis as four bytes with the
     highest first, then the values.
     """
-    try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read: {error}; fetch it again") from error
+    content = contents(file)
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise ValueError(
             f"{file} must be an IDX file of bytes, which starts 00 00 08; it starts {content[:4].hex(' ')}"

