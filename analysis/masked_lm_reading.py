@@ -7,18 +7,19 @@ Nothing is tuned in the default preset, so that every seed may decide. Differenc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis import wsd_claims
 from analysis.choice import trial_frame
 from analysis.claims import Claim, Evidence, Observation, Statistic
 from analysis.plots import log_x, side_by_side, style, styled
 from analysis.reading import Reading
 from analysis.records import Records, RecordsError
-from analysis.wsd_claims import decay_drop_excess
 
 _MAIN = "python sweeps/masked_lm.py"
 
@@ -53,9 +54,9 @@ def final_difference(evidence: Evidence, column: str, reference: str) -> Observa
 
 
 def decay_gain(evidence: Evidence) -> Observation:
-    """Final report loss of wsd minus that of the constant rate at the same budget, peak and seed; nats per token."""
+    """Final report loss of wsd minus that of the constant rate of the same config but for the decay; nats per token."""
     frame = _complete(evidence.frame)
-    same = ["seed", "budget_steps", "config.peak_lr"]
+    same = ["seed", "budget_steps", *(name for name in _settings(frame) if name not in _DECAY)]
     wsd, constant = (frame[frame["config.method"] == method] for method in ("wsd", "constant"))
     both = wsd.merge(constant[[*same, "report/loss"]], on=same, suffixes=("", " constant"))
     if both.empty:
@@ -63,30 +64,57 @@ def decay_gain(evidence: Evidence) -> Observation:
     return _by_budget(evidence, both.assign(value=both["report/loss"] - both["report/loss constant"]))
 
 
+def decay_drop_excess(evidence: Evidence, factor: float) -> Observation:
+    """As `wsd_claims.decay_drop_excess`, where no run of the largest budget was lost."""
+    seen, frame = wsd_claims.decay_drop_excess(evidence, factor), evidence.frame
+    return replace(seen, unfit=_lost(frame[frame["budget_steps"] == frame["budget_steps"].max()]))
+
+
 STATISTICS: Mapping[str, Statistic] = {
     function.__name__: function for function in (final_difference, decay_gain, decay_drop_excess)
 }
 
 _SETTINGS = {"config.peak_lr": "peak", "config.decay_fraction": "fraction"}
+_DECAY = ("config.min_lr_ratio", "config.decay_fraction", "config.decay_shape")  # what method=wsd alone reads
+
+
+def _settings(frame: pd.DataFrame) -> list[str]:
+    """The columns of config fields that tell runs of one method, budget and seed apart."""
+    away = ("config.method", "config.budget_steps", "config.seed")
+    return [str(name) for name in frame if str(name).startswith("config.") and name not in away]
 
 
 def _complete(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["status"] == "complete"]
 
 
+def _lost(frame: pd.DataFrame) -> str:
+    """Why what completed cannot decide, where something did not."""
+    lost = int((frame["status"] != "complete").sum())
+    return f"{lost} trials did not complete: what is left may be the better ones" if lost else ""
+
+
 def _by_budget(evidence: Evidence, rows: pd.DataFrame) -> Observation:
-    """One part per budget, and per peak and fraction where these vary; one row per seed that has all of them."""
+    """One part per budget, and per setting where these vary; one row per seed that has all of them."""
     if rows.empty:
         return Observation(pd.DataFrame(), missing="completed trials of this kind")
-    varying = [name for name in _SETTINGS if rows[name].nunique() > 1]
-    parts = [
-        ", ".join([f"budget {row['budget_steps']}", *(f"{_SETTINGS[name]} {row[name]:g}" for name in varying)])
-        for _, row in rows.iterrows()
-    ]
-    lost = int((evidence.frame["status"] != "complete").sum())
-    remark = f"{lost} trials did not complete, and their seeds are left out" if lost else ""
-    table = rows.assign(part=parts).pivot_table(index="seed", columns="part", values="value").dropna()
-    return Observation(table, exploratory=remark)
+    varying = [name for name in _settings(rows) if rows[name].nunique() > 1]
+    parts = []
+    for _, row in rows.iterrows():
+        values = {_SETTINGS.get(name, name.removeprefix("config.")): row[name] for name in varying}
+        words = [f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in values.items()]
+        parts.append(", ".join([f"budget {row['budget_steps']}", *words]))
+    named = rows.assign(part=parts)
+    twice = named[named.duplicated(["seed", "part"])]
+    if len(twice):
+        raise RecordsError(
+            f"several trials are {twice['part'].iloc[0]} of seed {twice['seed'].iloc[0]}, and no setting tells them "
+            "apart (another corpus file or version of torch?); keep the sweeps in folders of their own"
+        )
+    without = sorted(set(evidence.frame["budget_steps"]) - set(rows["budget_steps"]))
+    unfit = [_lost(evidence.frame), f"nothing to compare at budget {', '.join(map(str, without))}" if without else ""]
+    table = named.pivot(index="seed", columns="part", values="value").dropna()
+    return Observation(table, unfit="; ".join(filter(None, unfit)))
 
 
 def summary(records: Records) -> pd.DataFrame:

@@ -6,7 +6,7 @@ config that the tuning seed chose for its arm. Sharpness is compared as the loga
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import log
 
@@ -85,27 +85,33 @@ CLAIMS: tuple[Claim, ...] = (
 
 def log_ratio_to_sgd(evidence: Evidence, column: str) -> Observation:
     """log of a final curvature over that of SGD of as many steps; by seed, and by radius and budget."""
-    seen = judged(evidence)
+    seen = _whole_batch(evidence)
     table = by_seed(seen.rows, logarithm(seen.rows[column]), ["radius", "budget"])
-    return _over_zero(seen, table, lambda radius, steps: f"{name_of(radius, 0)} at {steps:.0f} steps")
+    unfit = _without_logarithm(seen.rows, column)
+    return _over_zero(seen, table, lambda radius, steps: f"{name_of(radius, 0)} at {steps:.0f} steps", unfit)
 
 
 def error_over_sgd(evidence: Evidence, at: str) -> Observation:
     """Test error minus that of SGD at as many steps, or at as many gradients where the budgets have that."""
-    seen = judged(evidence)
+    seen = _whole_batch(evidence)
     table = by_seed(seen.rows, seen.rows[ERROR].astype(float), ["radius", "budget" if at == "steps" else SPENT])
     return _over_zero(seen, table, lambda radius, amount: f"{name_of(radius, 0)} at {amount:.0f} {at}")
 
 
 def late_over_scratch(evidence: Evidence, column: str) -> Observation:
     """log of a final curvature under late SAM over that under SAM from the first step; by seed and budget."""
-    whole = evidence.frame[evidence.frame["config.group"].isna()]
-    seen = judged(replace(evidence, frame=whole))
+    seen = _whole_batch(evidence)
     table = by_seed(seen.rows, logarithm(seen.rows[column]), ["start", "budget"])
-    return _over_zero(seen, table, lambda start, steps: f"from step {start:.0f} at {steps:.0f} steps")
+    unfit = _without_logarithm(seen.rows, column)
+    return _over_zero(seen, table, lambda start, steps: f"from step {start:.0f} at {steps:.0f} steps", unfit)
 
 
-def _over_zero(seen: Runs, table: pd.DataFrame, name: Callable[[float, float], str]) -> Observation:
+def _whole_batch(evidence: Evidence) -> Runs:
+    """The runs that may decide and are no m-SAM."""
+    return judged(replace(evidence, frame=evidence.frame[evidence.frame["config.group"].isna()]))
+
+
+def _over_zero(seen: Runs, table: pd.DataFrame, name: Callable[[float, float], str], unfit: str = "") -> Observation:
     """Of a table with two levels of columns: each above 0 of the first level less 0 at the same of the second."""
     pairs = [(float(column[0]), float(column[1])) for column in table.columns]
     parts = {
@@ -114,7 +120,18 @@ def _over_zero(seen: Runs, table: pd.DataFrame, name: Callable[[float, float], s
         if first > 0 and (0.0, second) in pairs
     }
     missing = "" if parts else "SAM and what it is compared with, at one budget"
-    return Observation(pd.DataFrame(parts).dropna(), seen.edges, missing, unfit=seen.lost)
+    return Observation(pd.DataFrame(parts).dropna(), seen.edges, missing, unfit=_both(seen.lost, unfit))
+
+
+def _both(*why: str) -> str:
+    return "; ".join(filter(None, why))
+
+
+def _without_logarithm(rows: pd.DataFrame, *columns: str) -> str:
+    """Why the logarithms of these columns cannot decide, where some of them are not there."""
+    count = int((~(rows[list(columns)].astype(float) > 0)).any(axis=1).sum())
+    names = " or ".join(column.removeprefix("report/").replace("_", " ") for column in columns)
+    return f"{count} of {len(rows)} rows have no {names} above 0, so no logarithm, and are left out" if count else ""
 
 
 def logarithm(values: pd.Series) -> pd.Series:
@@ -129,32 +146,45 @@ def slope_on_group(evidence: Evidence, of: str) -> Observation:
     value = trace if of == "trace" else logarithm(seen.rows[TOP]) - trace
     rows = seen.rows.assign(images=seen.rows["group"].astype(float))
     parts = {}
-    for budget, same in rows.groupby("budget"):
+    for (budget, *others), same in rows.groupby(["budget", "radius", "start", "decay"]):
         table = by_seed(same, value.loc[same.index], "images").dropna()
         if table.shape[1] >= 2:
             x = np.log2(table.columns.to_numpy(dtype=float))
             x = x - x.mean()
-            parts[f"{budget} steps"] = table @ (x / (x**2).sum())
+            parts[f"{budget} steps" + _varying(rows, ("radius", "start", "decay"), others)] = table @ (x / (x**2).sum())
     missing = "" if parts else "two sizes of group at one budget"
-    return Observation(pd.DataFrame(parts), seen.edges, missing, unfit=seen.lost)
+    unfit = _without_logarithm(rows, *((TRACE,) if of == "trace" else (TOP, TRACE)))
+    return Observation(pd.DataFrame(parts), seen.edges, missing, unfit=_both(seen.lost, unfit))
+
+
+def _varying(rows: pd.DataFrame, names: Sequence[str], values: Sequence[object]) -> str:
+    """Of these settings those that differ between the rows, for the name of a part."""
+    pairs = zip(names, values, strict=True)
+    return "".join(f", {name} {value}" for name, value in pairs if rows[name].nunique() > 1)
 
 
 def gap_at_equal_time(evidence: Evidence) -> Observation:
     """How much more than the smallest radius a larger one lowered the top eigenvalue in the time that it had; by seed.
 
     y_r(time) = log(lambda_1 of SAM / lambda_1 of SGD at the same step), on straight lines between measurements; the
-    value is y_r - y_smallest at the end of the smallest radius.
+    value is y_r - y_smallest at the end of the smallest radius. Radii are compared where all else is the same.
     """
     seen = judged(evidence)
-    curves = along(evidence.records, seen.rows)
+    every = along(evidence.records, seen.rows)
+    curves = every[every[TOP] > 0]
+    same = ("budget", "decay", "start", "group")
+    sharp = curves[curves["radius"] > 0]
     gaps: dict[str, dict[int, float]] = {}
-    for seed, of_seed in curves.groupby("seed"):
-        plain = of_seed[of_seed["radius"] == 0].set_index("step")[TOP]
+    for (seed, *setting), of_seed in sharp.groupby(["seed", *same]):
+        budget, decay = setting[:2]
+        at = (curves["seed"] == seed) & (curves["budget"] == budget) & (curves["decay"] == decay)
+        plain = curves[at & (curves["radius"] == 0)].set_index("step")[TOP]
         lines = {}
-        for radius, line in of_seed[of_seed["radius"] > 0].groupby("radius"):
+        for radius, line in of_seed.groupby("radius"):
             line = line[(line["step"] >= line["start"]) & line["step"].isin(plain.index)]
             fall = np.log(line[TOP].to_numpy(float) / plain.loc[line["step"]].to_numpy(float))
-            lines[float(str(radius))] = line[TIME].to_numpy(float), fall
+            if len(line):
+                lines[float(str(radius))] = line[TIME].to_numpy(float), fall
         if len(lines) < 2:
             continue
         smallest = min(lines)
@@ -162,10 +192,11 @@ def gap_at_equal_time(evidence: Evidence) -> Observation:
         for radius, (time, fall) in lines.items():
             if radius > smallest and time[0] <= end <= time[-1]:
                 gap = float(np.interp(end, time, fall) - lines[smallest][1][-1])
-                gaps.setdefault(f"{radius:g} against {smallest:g}", {})[int(str(seed))] = gap
+                name = f"{radius:g} against {smallest:g}" + _varying(sharp, same, setting)
+                gaps.setdefault(name, {})[int(str(seed))] = gap
     parts = pd.DataFrame({name: pd.Series(values) for name, values in gaps.items()}).dropna()
     missing = "" if gaps else "SGD and two radii of late SAM, measured along the way"
-    return Observation(parts, seen.edges, missing, unfit=seen.lost)
+    return Observation(parts, seen.edges, missing, unfit=_both(seen.lost, _without_logarithm(every, TOP)))
 
 
 STATISTICS: Mapping[str, Statistic] = {

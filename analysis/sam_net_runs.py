@@ -42,7 +42,18 @@ def chosen(records: Records) -> pd.DataFrame:
 
 
 def by_seed(rows: pd.DataFrame, values: pd.Series, names: str | list[str]) -> pd.DataFrame:
-    """One number per seed (rows) and value of `names` (columns)."""
+    """One number per seed (rows) and value of `names` (columns). Raises RecordsError where there would be several."""
+    cell = ["seed", *([names] if isinstance(names, str) else names)]
+    twice = rows[rows.duplicated(cell, keep=False)]
+    if len(twice):
+        _, same = next(iter(twice.groupby(cell)))
+        settings = [name for name in same if str(name).startswith("config.") or name in ARM]
+        varying = [str(name).removeprefix("config.") for name in settings if same[name].astype(str).nunique() > 1]
+        place = ", ".join(f"{name}={same[name].iloc[0]}" for name in cell)
+        raise RecordsError(
+            f"{len(same)} runs would be one number at {place}; they differ in {', '.join(varying) or 'no setting'}: "
+            "take one of them with where=, or keep the sweeps in folders of their own"
+        )
     return rows.assign(_value=values).pivot_table(index="seed", columns=names, values="_value", aggfunc="first")
 
 

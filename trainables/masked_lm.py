@@ -8,7 +8,7 @@ masked token. It has no bits per byte: a masked token is predicted from both sid
 # B rows, T positions, P masked positions of a row, V vocabulary, N held-out rows
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 
-from trainables.common.data.batches import evaluation_windows, window_starts, worker_rows
+from trainables.common.data.batches import Windows, evaluation_windows, window_starts, worker_rows
 from trainables.common.data.corpora import Corpus
 from trainables.common.data.masking import FRAME, MaskedRows, masked_rows, masked_tokens, unigram_nats
 from trainables.common.data.wordpiece import Masking, open_encoded
@@ -65,18 +65,28 @@ COPIED = tuple(item.name for item in fields(Root) if item.name in DEFAULTS)
 def root(config: Config) -> Root:
     """Opens the corpus, for its checksum. Raises ValueError when it or its encoding is missing or too short."""
     corpus, masking = opened(config.corpus, config.tokenizer)
-    return Root(
+    made = Root(
         **{name: getattr(config, name) for name in COPIED},
         corpus_sha=corpus.sha,
         tokenizer_sha=masking.sha,
         vocabulary=masking.vocabulary,
         torch=torch.__version__.split("+")[0],
     )
+    refuse_short(replace(made, seed=0))
+    return made
 
 
 @cache
 def opened(corpus: str, tokenizer: str) -> tuple[Corpus, Masking]:
     return open_encoded(corpus, tokenizer)
+
+
+@cache
+def refuse_short(root: Root) -> None:
+    """Raises ValueError where a split is too short for the windows that are cut from it."""
+    corpus, _ = opened(root.corpus, root.tokenizer)
+    window_starts(len(corpus.train.tokens), 0, root.seed, root.batch_size, root.context - FRAME)
+    held_out_windows(root)
 
 
 def units(root: Root) -> dict[str, float]:
@@ -127,6 +137,15 @@ class Training(TrainingState):
         return losses_BP, logits_BPV.argmax(2) == rows.targets_BP
 
 
+def held_out_windows(root: Root) -> tuple[Windows, Windows]:
+    """Of the select split, and of the report split by document."""
+    corpus, _ = opened(root.corpus, root.tokenizer)
+    text, documents, windows = root.context - FRAME, root.report_documents, root.windows_per_document
+    select = evaluation_windows(corpus.select, tokens=root.select_tokens, context=text)
+    report = evaluation_windows(corpus.report, documents=documents, windows_per_document=windows, context=text)
+    return select, report
+
+
 @cache
 def held_out(root: Root) -> tuple[MaskedRows, MaskedRows, torch.Tensor]:
     """Rows of the select and of the report split, masked once for all seeds, and the nats of the train split's shares.
@@ -134,10 +153,7 @@ def held_out(root: Root) -> tuple[MaskedRows, MaskedRows, torch.Tensor]:
     The report split's rows are grouped by document.
     """
     corpus, masking = opened(root.corpus, root.tokenizer)
-    text = root.context - FRAME
-    select = evaluation_windows(corpus.select, tokens=root.select_tokens, context=text)
-    documents, windows = root.report_documents, root.windows_per_document
-    report = evaluation_windows(corpus.report, documents=documents, windows_per_document=windows, context=text)
+    select, report = held_out_windows(root)
     select_rows, report_rows = (
         masked_rows(cut.inputs_NT.numpy(), root.mask_rate, masking, "held out", name)
         for cut, name in ((select, "select"), (report, "report"))

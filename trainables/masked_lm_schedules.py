@@ -5,6 +5,7 @@ The training itself is in `trainables.masked_lm`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from math import isfinite
 from typing import Any, Literal, get_args
 
 from trainables.common import schedules
@@ -39,11 +40,11 @@ class Config:
     ffn_width: int = 256
     context: int = 64  # positions of a row, [CLS] and [SEP] included
     batch_size: int = 32  # rows a step, over all workers
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.98
-    epsilon: float = 1e-6
-    clip_norm: float = 1.0  # largest gradient norm
+    weight_decay: float = 0.01  # at least 0
+    beta1: float = 0.9  # in [0, 1)
+    beta2: float = 0.98  # in [0, 1)
+    epsilon: float = 1e-6  # above 0
+    clip_norm: float = 1.0  # largest gradient norm, above 0; inf clips nothing
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast over fp32 weights
     measure_every: int = 250  # steps between light measurements
     select_tokens: int = 16384  # of the select split, at every measurement
@@ -58,6 +59,14 @@ class Config:
         for name in ("peak_lr", "clip_norm", "epsilon"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
+        for name in ("peak_lr", "epsilon", "weight_decay"):
+            if not isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}; give a number")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -78,7 +78,7 @@ def test_the_drop_in_the_decay_is_held_against_as_many_steps_before_it():
     assert values.tolist() == pytest.approx([0.3 + trunk - 2 * trunk] * 4)
 
 
-def test_a_diverged_seed_is_left_out_and_said():
+def test_a_diverged_seed_is_left_out_said_and_forbids_a_decision():
     records = made(methods=("wsd",))
     rows = records.trials.to_pylist()
     rows[1] |= {"status": "diverged", "select/loss": float("nan")}
@@ -86,7 +86,44 @@ def test_a_diverged_seed_is_left_out_and_said():
         replace(records, trials=pa.Table.from_pylist(rows)), "final_difference", column="report/loss",
         reference="report/unigram_loss",
     )  # fmt: skip
-    assert list(seen.parts.index) == [0, 101, 102] and "1 trials did not complete" in seen.exploratory
+    assert list(seen.parts.index) == [0, 101, 102] and "1 trials did not complete" in seen.unfit
+
+
+@pytest.mark.parametrize("budget", [200, 400])
+def test_a_budget_whose_runs_are_all_lost_leaves_claims_undecided(budget):
+    records = made(lambda m, b, s: loss(m, b, s) - 0.5 + s / 1e5)
+    rows = [
+        row | ({"status": "diverged", "select/loss": float("nan")} if row["budget_steps"] == budget else {})
+        for row in records.trials.to_pylist()
+    ]
+    found = {d.claim.id: d for d in decide(CLAIMS, replace(records, trials=pa.Table.from_pylist(rows)), STATISTICS)}
+    for name in ("M1", "M2", "M3"):
+        assert found[name].verdict == "undecided" and f"nothing to compare at budget {budget}" in found[name].why
+    assert found["M4"].verdict == ("reproduced" if budget == 200 else "undecided")
+
+
+def test_the_gain_of_the_decay_is_between_trials_that_agree_in_all_else():
+    records = made()
+    other = made(lambda m, b, s: loss(m, b, s) + (0.5 if m == "wsd" else 1.0))
+    rows = [row | {"config.warmup_steps": 10} for row in records.trials.to_pylist()]
+    for row in other.trials.to_pylist():
+        config = json.dumps(json.loads(row["config"]) | {"warmup_steps": 20})
+        rows.append(row | {"config.warmup_steps": 20, "config": config, "trial": config, "key": config})
+    parts = observed(replace(records, trials=pa.Table.from_pylist(rows)), "decay_gain").parts
+    assert len(parts.columns) == 4
+    assert parts.loc[0, "budget 200, warmup_steps 10"] == pytest.approx(-0.3)
+    assert parts.loc[0, "budget 200, warmup_steps 20"] == pytest.approx(-0.8)
+
+
+def test_two_trials_that_no_setting_tells_apart_are_refused():
+    records = made(methods=("wsd",))
+    first = records.trials.to_pylist()
+    rows = [*first, first[0] | {"trial": "again", "key": "again"}]
+    with pytest.raises(RecordsError, match="budget 200 of seed 0"):
+        observed(
+            replace(records, trials=pa.Table.from_pylist(rows)), "final_difference", column="report/loss",
+            reference="report/unigram_loss",
+        )  # fmt: skip
 
 
 def test_the_claims_are_decided_as_their_numbers_say():

@@ -4,12 +4,13 @@ import json
 from math import exp, log
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.claims import decide
 from analysis.records import RecordsError, open_records
 from analysis.sam_net_reading import CLAIMS, READING, STATISTICS, summary
-from analysis.sam_net_runs import ERROR, SPENT, TIME, TOP, TRACE, along, chosen, name_of
+from analysis.sam_net_runs import ERROR, SPENT, TIME, TOP, TRACE, along, by_seed, chosen, name_of
 from tests.analysis.conftest import Sweep
 
 FRESH = (1000, 1001, 1002, 1003)
@@ -124,6 +125,45 @@ def test_slopes_on_group_are_those_put_in(opened):
     assert found["SN7"].parts == pytest.approx({"200 steps": 0.1 + 0.015}) and found["SN7"].verdict == "reproduced"
 
 
+def test_m_sam_in_the_same_folder_changes_no_comparison_of_whole_batches(opened):
+    rows = [
+        *arm(0.0, 200, lambda seed: {"error": 0.3}),
+        *arm(0.0, 400, lambda seed: {"error": 0.2}),
+        *arm(0.1, 200, lambda seed: {"top": 4.0 + seed / 1e6, "error": 0.25 + seed / 1e6}),
+    ]
+    alone = verdicts(opened(rows))
+    groups = [row for group in (4, 16) for row in arm(0.1, 200, rates=(0.05,), group=group, top=1.0, error=0.9)]
+    both = verdicts(opened([*groups, *rows]))
+    for name in ("SN1", "SN2", "SN3", "SN4"):
+        assert both[name].parts == pytest.approx(alone[name].parts) and both[name].parts
+
+
+def test_several_runs_in_one_cell_are_refused_with_what_differs():
+    rows = pd.DataFrame([{"seed": 1, "budget": 200, "config.group": group, "group": group} for group in ("4", "16")])
+    with pytest.raises(RecordsError, match=r"2 runs .* seed=1, budget=200; they differ in group"):
+        by_seed(rows, pd.Series([1.0, 2.0]), ["budget"])
+    assert by_seed(rows, pd.Series([1.0, 2.0]), "group").loc[1, "16"] == 2.0
+
+
+def test_a_curvature_without_a_logarithm_leaves_claims_undecided(opened):
+    rows = [*arm(0.0, 200), *arm(0.1, 200, lambda seed: {"trace": -1.0 if seed == 1003 else 20.0 + seed / 1e6})]
+    for group in (4, 16):
+        rows += arm(0.1, 200, lambda seed: {"top": -1.0 if seed == 1003 else 2.0}, rates=(0.05,), group=group)
+    found = verdicts(opened(rows))
+    assert found["SN2"].verdict == "undecided" and "1 of 8 rows have no trace above 0" in found["SN2"].why
+    assert found["SN6"].verdict == "undecided" and "2 of 8 rows have no top eigenvalue or" in found["SN6"].why
+
+
+def test_slopes_on_group_are_of_one_schedule_each(opened):
+    rows = []
+    for group in (4, 16):
+        for decay, slope in ((0.0, 0.1), (0.2, -0.2)):
+            trace = 40.0 * exp(slope * np.log2(group))
+            rows += arm(0.1, 200, rates=(0.05,), group=group, trace=trace, top=1.0, decay_fraction=decay)
+    found = verdicts(opened(rows))["SN7"].parts
+    assert found == pytest.approx({"200 steps, decay 0.0": 0.1, "200 steps, decay 0.2": -0.2})
+
+
 def paced(radius, pace, budget=40, start=10):
     """Runs whose log lambda_1 falls by `pace` per unit of time below SGD's, measured every 10 steps."""
     rows, measurements = [], []
@@ -152,6 +192,16 @@ def test_gaps_at_equal_time_are_those_put_in(opened):
     figure = READING.figures["along"](records)
     half = next(line for line in figure.axes[1].lines if line.get_label() == "late SAM 0.2")
     assert np.asarray(half.get_ydata())[-1] == pytest.approx(exp(-160.0 * 0.05 * 0.2**2 * 30))
+
+
+def test_gaps_of_two_budgets_in_one_folder_are_kept_apart(opened):
+    parts = [paced(radius, pace, budget) for radius, pace in ((0.0, 0.0), (0.1, 100.0), (0.2, 160.0))
+             for budget in (40, 60)]  # fmt: skip
+    records = opened([row for rows, _ in parts for row in rows], [m for _, measured in parts for m in measured])
+    expected = {
+        f"0.2 against 0.1, budget {budget}": -60.0 * 0.05 * 0.1**2 * steps for budget, steps in ((40, 30), (60, 50))
+    }
+    assert verdicts(records)["SN8"].parts == pytest.approx(expected)
 
 
 def test_a_summary_has_a_row_per_arm_with_what_it_cost(opened):

@@ -33,6 +33,7 @@ from trainables.walk import train
 TINY = masked_lm.STUDY.tiny
 SHAPE = EncoderShape(vocabulary=90, width=24, layers=3, heads=4, ffn_width=40, context=12)
 BYTES = masking_of(byte_tokenizer(), end=0)
+UNKNOWN = byte_tokenizer().token_to_id("[UNK]")
 WORDS = [
     *("river", "stone", "window", "garden", "silver", "morning", "candle"),
     *("forest", "letter", "winter", "painted", "quietly", "slowly"),
@@ -163,6 +164,11 @@ def test_the_baseline_is_the_share_of_each_token():
     assert float(torch.exp(-nats).sum()) == pytest.approx(1.0)
 
 
+def test_the_baseline_leaves_out_unknown_words_which_are_not_masked():
+    text = np.array([5, 5, UNKNOWN, UNKNOWN, UNKNOWN, 9])
+    assert torch.equal(unigram_nats(text, BYTES), unigram_nats(np.array([5, 5, 9]), BYTES))
+
+
 def test_the_byte_encoding_is_utf8_and_frames_a_text():
     tokenizer, text = byte_tokenizer(), "Größe \t of\n[x] 你"
     encoded = tokenizer.encode(text)
@@ -227,6 +233,14 @@ def test_an_encoding_without_a_mask_is_refused(tmp_path):
         (dict(heads=3), "width must be a multiple of heads"),
         (dict(method="constant", decay_fraction=0.1), "decay_fraction does nothing under method=constant"),
         (dict(corpus="no-such-corpus"), "no corpus 'no-such-corpus'"),
+        (dict(weight_decay=-0.1), "weight_decay must be at least 0, got -0.1"),
+        (dict(weight_decay=float("nan")), "weight_decay must be at least 0, got nan"),
+        (dict(peak_lr=float("inf")), "peak_lr must be finite, got inf"),
+        (dict(beta1=1.0), r"beta1 must be in \[0, 1\), got 1.0"),
+        (dict(beta2=-0.1), r"beta2 must be in \[0, 1\), got -0.1"),
+        (dict(report_documents=10**6), "lower the number of documents"),
+        (dict(select_tokens=1), "needs at least one window"),
+        (dict(context=10**8), "lower the context or give more text"),
     ],
 )
 def test_what_no_training_can_honour_is_refused(values, words):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from math import isfinite
 from typing import Any
 
 from trainables.common.models.resnet import Norm, check_shape
@@ -13,7 +14,7 @@ class Config:
     data: str = "digits"  # a name or folder that trainables.common.data.images opens
     train_size: int = 1024  # images that are trained on
     select_size: int = 256  # others of the training images, that choose
-    report_size: int | None = None  # test images; None: all
+    report_size: int | None = None  # test images, at least 1; None: all
     pool: int = 1  # side of the squares of pixels that are averaged; divides the images' height and width
     width: int = 8  # channels of the first stage; each next has twice as many
     blocks: tuple[int, ...] = (1, 1, 1)  # residual blocks of each stage
@@ -38,6 +39,11 @@ class Config:
         for name in ("train_size", "select_size", "pool", "batch_size", "budget_steps", *CURVATURE, "measure_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.report_size is not None and self.report_size < 1:
+            raise ValueError(f"report_size must be at least 1, got {self.report_size}; null takes all test images")
+        for name in ("learning_rate", "radius", "weight_decay"):
+            if not isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}; give a number")
         if self.curvature_probes < 2:
             raise ValueError(f"curvature_probes must be at least 2, got {self.curvature_probes}: one has no error")
         for name in ("batch_size", "curvature_samples"):
