@@ -107,9 +107,14 @@ def gain_over_random(evidence: Evidence, column: str) -> Observation:
 
 
 def _observed(evidence: Evidence, parts: pd.DataFrame) -> Observation:
-    lost = int((evidence.frame["status"] != "complete").sum())
-    remark = f"{lost} trials did not end, and are left out" if lost else ""
-    return Observation(parts.dropna(), exploratory=remark)
+    """Lost trials forbid a decision: what is left may be what did well. Others are still to come."""
+    status = evidence.frame["status"]
+    lost, waiting = int(status.isin(("diverged", "failed")).sum()), int(status.isin(("pruned", "pending")).sum())
+    return Observation(
+        parts.dropna(),
+        exploratory=f"{waiting} trials have not ended, and are left out" if waiting else "",
+        unfit=f"{lost} trials diverged or failed, so that the others are a choice" if lost else "",
+    )
 
 
 STATISTICS: Mapping[str, Statistic] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -14,13 +15,11 @@ from analysis.claims import Evidence
 from analysis.records import Records, RecordsError
 
 FIRST_HALF, SECOND_HALF = "report/first_half", "report/second_half"
-_ARM = {
+_LABELS = {
     "task": "", "encoder": "", "readout": "", "tuning": "", "action": "", "kind": "", "budget_steps": "B",
-    "learning_rate": "lr", "prompt_length": "K", "fraction": "f", "size": "size", "keep_fraction": "keep",
-    "first_layer": "from layer", "draws": "draws",
+    "learning_rate": "lr", "prompt_length": "K", "fraction": "f", "keep_fraction": "keep", "first_layer": "from layer",
 }  # fmt: skip
-"""What makes an arm, and its short names."""
-_SETTINGS = tuple(name for name in _ARM if name != "task")
+"""Short names of settings, first in the name of an arm; the others follow by their own names."""
 
 
 class Likeness(NamedTuple):
@@ -38,11 +37,13 @@ class Likeness(NamedTuple):
 
 
 def short(value: object) -> str:
-    """A value as it is named: of a path the last part.
+    """A value as it is named: of a path the last part; none where there is no value.
 
-    >>> short("random:/models/own-400"), short(0.1), short("wordnet:noun.person/noun.artifact")
-    ('random:own-400', '0.1', 'wordnet:noun.person/noun.artifact')
+    >>> short("random:/models/own-400"), short(0.1), short("wordnet:noun.person/noun.artifact"), short(None)
+    ('random:own-400', '0.1', 'wordnet:noun.person/noun.artifact', 'none')
     """
+    if value is None or value != value:  # tables have NaN for None
+        return "none"
     if isinstance(value, float):
         return f"{value:g}"
     text = str(value)
@@ -56,12 +57,28 @@ def complete(frame: pd.DataFrame) -> pd.DataFrame:
     rows = frame[frame["status"] == "complete"]
     if rows.empty:
         raise RecordsError("no trial has ended")
+    return rows.assign(arm=named(rows, varying(rows)))
+
+
+def settings(rows: pd.DataFrame) -> list[str]:
+    """All fields of the configs but the seed."""
+    fields = [str(column).removeprefix("config.") for column in rows if str(column).startswith("config.")]
+    known = [name for name in _LABELS if name in fields]
+    return [*known, *(name for name in fields if name not in (*known, "seed"))]
+
+
+def varying(rows: pd.DataFrame) -> list[str]:
+    """The settings in which these trials differ."""
+    return [name for name in settings(rows) if rows[f"config.{name}"].map(short).nunique() > 1]
+
+
+def named(rows: pd.DataFrame, fields: Sequence[str]) -> pd.Series:
+    """These settings of each trial in words; "all" where there are none."""
     names = pd.Series([""] * len(rows), index=rows.index)
-    for field, label in _ARM.items():
-        column = f"config.{field}"
-        if column in rows and rows[column].nunique(dropna=False) > 1:
-            names = names + " " + (label + " " if label else "") + rows[column].map(short)
-    return rows.assign(arm=names.str.strip().replace("", "all"))
+    for field in fields:
+        label = _LABELS.get(field, field)
+        names = names + " " + (label + " " if label else "") + rows[f"config.{field}"].map(short)
+    return names.str.strip().replace("", "all")
 
 
 def runs(records: Records) -> pd.DataFrame:
@@ -80,18 +97,32 @@ def of_evidence(evidence: Evidence, *columns: str) -> pd.DataFrame:
 
 
 def by_arm(rows: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
-    """Seeds by arms. Trials that are equal in what is told count once."""
-    table = rows.assign(value=values)
-    return table.pivot_table(index="seed", columns="arm", values="value", aggfunc="first", sort=False)
+    """Seeds by arms."""
+    return _cells(rows["seed"], rows["arm"], values)
+
+
+def _cells(seeds: pd.Series, names: pd.Series, values: pd.Series) -> pd.DataFrame:
+    """Seeds by names. Raises RecordsError where two trials would share a cell."""
+    table = pd.DataFrame({"seed": seeds, "name": names, "value": values}).dropna(subset="value")
+    twice = table.duplicated(["seed", "name"])
+    if twice.any():
+        seed, name, _ = table[twice].iloc[0]
+        raise RecordsError(
+            f"{int(twice.sum())} trials have the seed and the settings of another, such as {name!r} with seed {seed}: "
+            "their task, encoder or libraries differ; read their sweeps apart"
+        )
+    return table.pivot_table(index="seed", columns="name", values="value", aggfunc="first", sort=False)
 
 
 def paired(rows: pd.DataFrame, field: str, one: object, other: object, column: str) -> pd.DataFrame:
-    """A column where `field` is `one` less where it is `other`, by seed and by all other settings."""
-    pairs = {}
+    """A column where `field` is `one` less where it is `other`, by seed and by all other settings that vary.
+
+    Raises RecordsError where two trials are one side of a pair, or no pair is whole.
+    """
+    names, pairs = named(rows, [name for name in varying(rows) if name != field]), {}
     for name, value in (("one", one), ("other", other)):
         same = rows[rows[f"config.{field}"] == value]
-        rest = same["config.task"].map(short)
-        pairs[name] = same.assign(rest=rest).pivot_table(index="seed", columns="rest", values=column, aggfunc="first")
+        pairs[name] = _cells(same["seed"], names[same.index], same[column])
     found = (pairs["one"] - pairs["other"]).dropna(how="all").dropna(axis=1, how="all")
     if found.empty:
         raise RecordsError(f"no seed has a trial of {field}={short(one)} and one of {field}={short(other)}")
@@ -117,9 +148,9 @@ def likenesses(rows: pd.DataFrame) -> list[Likeness]:
     that within and between are of equally many texts; within a task it is the same prompt, which is its ceiling.
     """
     found = []
-    settings = [f"config.{name}" for name in _SETTINGS if f"config.{name}" in rows]
+    equal = [f"config.{name}" for name in settings(rows) if name != "task"]
     kept = rows[rows[FIRST_HALF].notna()] if FIRST_HALF in rows else rows.iloc[:0]
-    for _, same in kept.groupby(["seed", *settings], dropna=False, sort=False):
+    for _, same in kept.groupby(["seed", *equal], dropna=False, sort=False):
         by_task = same.drop_duplicates("config.task").set_index("config.task")
         for one, other in combinations(by_task.index, 2):
             a, b = by_task.loc[one], by_task.loc[other]

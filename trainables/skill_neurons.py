@@ -10,16 +10,17 @@ or after tuning biases or adapters instead, beside as many random and matched ot
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from trainables.common.skills import evaluation, perturbing, predictivity, texts
-from trainables.common.skills.encoders import Encoder, encoder_source, load_encoder, needs_transformers
+from trainables.common.skills.encoders import Encoder, encoder_source, load_encoder, load_tokenizer, needs_transformers
 from trainables.common.skills.pruning import Prunable, block_parameters
 from trainables.common.skills.settings import DEFAULTS, HYPER_PARAMETERS, TINY, Config, describe, family, timeline
-from trainables.common.skills.tuned import TUNINGS, Readout, Tuned, Tuning, words_of
+from trainables.common.skills.tuned import TUNINGS, Readout, Tuned, Tuning, first_tokens, words_of
 from trainables.common.timeline import Placed, Timeline, place, total_steps
 from trainables.common.training import TrainingState
 from trainables.study import Metric, Run, Span, StagedStudy, Values
@@ -67,6 +68,15 @@ def root(config: Config) -> Root:
         raise ValueError(f"verbaliser must name {len(found.classes)} words, for {', '.join(found.classes)}")
     if config.first_layer >= source.layers:
         raise ValueError(f"first_layer must be below the encoder's {source.layers} layers, got {config.first_layer}")
+    if config.top > source.neurons:
+        raise ValueError(f"top must be at most the {source.neurons} neurons of a layer, got {config.top}")
+    refuse_unreadable(config.encoder, config.task, config.verbaliser, config.readout, config.max_tokens)
+    length = (config.readout != "mean") + config.prompt_length + config.max_tokens
+    if length > source.positions:
+        raise ValueError(
+            f"prompt_length {config.prompt_length} and max_tokens {config.max_tokens} take {length} positions, but "
+            f"encoder {config.encoder!r} has {source.positions}; make one smaller"
+        )
     return Root(
         **{name: getattr(config, name) for name in COPIED},
         task_sha=found.sha,
@@ -74,6 +84,20 @@ def root(config: Config) -> Root:
         random=source.random,
         libraries=(torch.__version__.split("+")[0], str(needs_transformers().__version__)),
     )
+
+
+@cache
+def refuse_unreadable(encoder: str, task: str, verbaliser: str | None, readout: Readout, max_tokens: int) -> None:
+    """Raises ValueError where the encoder's tokenizer lacks what class words, texts or readout need."""
+    found = texts.sentences_of(task)
+    words = words_of(found.classes, verbaliser)
+    tokenizer = load_tokenizer(encoder_source(encoder), [*found.train.texts, *words])
+    for name in ("pad_token", *(() if readout == "mean" else ("mask_token",))):
+        if getattr(tokenizer, name) is None:
+            raise ValueError(f"readout={readout} needs a {name}, which the tokenizer of {encoder!r} has not")
+    if max_tokens <= tokenizer.num_special_tokens_to_add():
+        raise ValueError(f"max_tokens must leave room beside the tokenizer's special tokens, got {max_tokens}")
+    first_tokens(tokenizer, words, readout)
 
 
 def measured_at(root: Root, timeline: Timeline) -> dict[int, bool]:
@@ -103,7 +127,9 @@ class Skill(TrainingState):
                     f"{name} is {here[:12]} here and {planned[:12]} where the sweep was planned; use the same files"
                 )
         words = words_of(found.classes, root.verbaliser)
-        encoder: Encoder = load_encoder(self.source, root.seed, [*found.train.texts, *words], run.device)
+        encoder: Encoder = load_encoder(
+            self.source, root.seed, [*found.train.texts, *words], run.device, headed=root.readout == "mask"
+        )
         sizes = root.train_size, root.dev_size, root.held_out_size, root.max_tokens
         self.task = texts.open_task(root.task, encoder.tokenizer, *sizes)
         self.tuned = Tuned(

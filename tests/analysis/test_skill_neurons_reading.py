@@ -8,7 +8,7 @@ import pytest
 from analysis.claims import decide
 from analysis.records import RecordsError, open_records
 from analysis.skill_neurons_reading import CLAIMS, READING, summary
-from analysis.skill_neurons_runs import correlation, likenesses, runs
+from analysis.skill_neurons_runs import by_arm, correlation, likenesses, paired, runs
 from tests.analysis.conftest import Sweep
 
 SEEDS = (0, 1, 2, 3)
@@ -21,10 +21,13 @@ def ranks(task, seed, half):
     return (own + np.random.default_rng((seed, half, len(task))).random(NEURONS)).tolist()
 
 
-def trial(seed, task="amazon", action="perturb", tuning="prompt", encoder="minilm", **metrics):
+def trial(
+    seed, task="amazon", action="perturb", tuning="prompt", encoder="minilm", status="complete", settings=(), **metrics
+):
     config = {"task": task, "encoder": encoder, "readout": "mean", "tuning": tuning, "action": action, "seed": seed}
     config |= {"kind": "noise_sigma", "size": 1.0, "fraction": 0.1, "budget_steps": 80, "learning_rate": 0.03}
     config |= {"prompt_length": 8, "keep_fraction": 0.2 if action == "prune" else 0.1, "first_layer": 0, "draws": 2}
+    config |= dict(settings)
     found = {
         "report/accuracy": 0.7, "report/zero_shot_accuracy": 0.6 + 0.001 * seed, "report/error": 0.3,
         "report/top_dev": 0.68, "report/top_test": 0.64 + 0.001 * seed, "report/null_top_dev": 0.57,
@@ -42,7 +45,7 @@ def trial(seed, task="amazon", action="perturb", tuning="prompt", encoder="minil
         found |= {"report/cpu_speed_up": 1.5 + 0.01 * seed, "report/parameters_kept": 0.5}
     return {
         "sweep": "s", "study": "skill_neurons", "trial": json.dumps(config), "key": json.dumps(config),
-        "phase": "tune", "status": "complete", "config": json.dumps(config), "root": "r", "scale": "laptop",
+        "phase": "tune", "status": status, "config": json.dumps(config), "root": "r", "scale": "laptop",
         "seed": seed, "budget_steps": 80, "budget_tokens": 1, "parameters": 10, "tokens_per_step": 1,
         "device": "a cpu", "data_sha": "", "select/loss": 0.5, **found, **metrics,
     }  # fmt: skip
@@ -93,6 +96,40 @@ def test_missing_trials_leave_claims_undecided_with_the_command_that_makes_them(
     assert found["K1"].verdict == "reproduced"
     for name, preset in (("K3", "decide"), ("K5", "specificity"), ("K6", "bitfit"), ("K8", "origin"), ("K9", "prune")):
         assert found[name].verdict == "undecided" and f"preset={preset}" in found[name].why
+
+
+@pytest.mark.parametrize(("status", "verdict"), [("diverged", "undecided"), ("failed", "undecided")])
+def test_a_lost_trial_forbids_a_decision(tmp_path, status, verdict):
+    trials = [trial(seed, "movie", status=status if seed == 9 else "complete") for seed in (*SEEDS, 9)]
+    found = decided(opened(tmp_path, trials))["K1"]
+    assert found.verdict == verdict and "1 trials diverged or failed" in found.why
+
+
+def test_every_setting_that_varies_makes_an_arm(tmp_path):
+    trials = [
+        trial(seed, settings=dict(dev_size=size, verbaliser=words, batch_size=16), **{"report/accuracy": size / 1e3})
+        for seed in SEEDS for size in (300, 600) for words in (None, "bad,good")
+    ]  # fmt: skip
+    rows = runs(opened(tmp_path, trials))
+    table = by_arm(rows, rows["report/accuracy"])
+    assert set(table) == {
+        f"dev_size {size} verbaliser {words}" for size in (300, 600) for words in ("none", "bad,good")
+    }
+    assert table.filter(like="300").to_numpy() == pytest.approx(0.3)
+
+
+def test_pairs_differ_in_nothing_else_and_are_one_each(tmp_path):
+    trials = [
+        trial(seed, encoder=encoder, settings={"draws": draws}, **{"report/top_test": 0.1 * draws + gain})
+        for seed in SEEDS for draws in (1, 2) for encoder, gain in (("minilm", 0.05 * draws), ("random:minilm", 0.0))
+    ]  # fmt: skip
+    rows = runs(opened(tmp_path / "one", trials))
+    table = paired(rows, "encoder", "minilm", "random:minilm", "report/top_test")
+    assert table["draws 1"].to_numpy() == pytest.approx(0.05) and table["draws 2"].to_numpy() == pytest.approx(0.1)
+    twice = trial(0) | {"trial": "another", "key": "another"}
+    rows = runs(opened(tmp_path / "two", [trial(0), twice, trial(0, encoder="random:minilm")]))
+    with pytest.raises(RecordsError, match="settings of another"):
+        paired(rows, "encoder", "minilm", "random:minilm", "report/top_test")
 
 
 def test_tasks_are_compared_half_by_half(tmp_path):

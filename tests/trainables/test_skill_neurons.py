@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -284,11 +285,27 @@ def test_roots_refuse_what_task_and_encoder_do_not_give():
     for changes, words in (
         (dict(verbaliser="one,two,three"), "must name 2 words"),
         (dict(first_layer=2), "below the encoder's 2 layers"),
+        (dict(top=33), "at most the 32 neurons"),
+        (dict(prompt_length=60, max_tokens=37), "take 97 positions, but .* has 96"),
+        (dict(prompt_length=60, max_tokens=36, readout="first"), "take 97 positions"),
+        (dict(max_tokens=2), "special tokens"),
+        (dict(verbaliser="positive,positive"), "differ in their first token"),
+        (dict(readout="mask", verbaliser="horrible-word,positive"), "one known token"),
     ):
         with pytest.raises(ValueError, match=words):
             root(replace(TINY, **changes))
-    with pytest.raises(ValueError, match="one known token"):
-        state(readout="mask", verbaliser="horrible-word,positive")
+    assert root(replace(TINY, prompt_length=60, max_tokens=36, top=32)).top == 32
+
+
+def test_halves_of_dev_need_two_texts_of_each_class(tmp_path, monkeypatch):
+    task = tmp_path / "three.tsv"
+    task.write_text("".join(f"{'abc'[at % 3]}\tthe text {at} of {at % 7}\n" for at in range(3000)))
+    changes = dict(task=str(task), train_size=6, held_out_size=6, verbaliser="text,the,of")
+    assert root(replace(TINY, **changes, dev_size=4)).dev_size == 4
+    four = SimpleNamespace(classes=tuple("abcd"), train=SimpleNamespace(labels=np.arange(400) % 4))
+    monkeypatch.setattr(texts, "sentences_of", lambda task: four)
+    with pytest.raises(ValueError, match="dev_size must be above 4, two texts of each class"):
+        texts.sizes_of("four", 8, 4, 8)
 
 
 def test_all_perturbations_of_one_prompt_share_its_training():

@@ -8,7 +8,7 @@ A name is a folder of Hugging Face (BERT or RoBERTa), "minilm" (its package's fo
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,14 +19,22 @@ import torch
 from trainables.common.data.pretrained import encoder_folder
 
 FAMILIES = ("bert", "roberta")
+TINY_POSITIONS = 96
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 SPECIAL |= {"mask_token": "[MASK]"}
+READ = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.txt", "vocab.json", "merges.txt",
+)  # fmt: skip
+"""What configuration and tokenizer are read from, as far as it is there; "tokenizer.*.json" and the weights besides."""
+SIZES = ("num_hidden_layers", "intermediate_size", "hidden_size", "max_position_embeddings")
+UNUSED = "pooler."
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where an encoder comes from; `sha` is of all files that are read from the folder."""
+    """Where an encoder comes from; `sha` is of the names and contents of all files that are read from the folder."""
 
     folder: Path | None  # None: the tiny one
     random: bool
@@ -34,6 +42,7 @@ class Source:
     layers: int
     neurons: int  # per layer
     width: int
+    positions: int  # most tokens of a text, its prompt with it
     masked: bool  # it has a head for masked tokens
 
     @property
@@ -46,26 +55,36 @@ class Source:
 def encoder_source(name: str) -> Source:
     """Checks the folder and fingerprints it. Raises ValueError, with the way out, where it is no such encoder."""
     if name in ("tiny", "random:tiny"):
-        sizes = TINY["num_hidden_layers"], TINY["intermediate_size"], TINY["hidden_size"]
+        sizes = TINY["num_hidden_layers"], TINY["intermediate_size"], TINY["hidden_size"], TINY_POSITIONS
         return Source(None, True, hashlib.sha256(repr(TINY).encode()).hexdigest(), *sizes, masked=True)
     random = name.startswith("random:")
     folder = encoder_folder(name.removeprefix("random:"))
-    files = [folder / "config.json", folder / "tokenizer.json", *([] if random else [folder / "model.safetensors"])]
-    missing = [file.name for file in files if not file.is_file()]
+    needed = ["config.json", "tokenizer.json", *([] if random else ["model.safetensors"])]
+    missing = [file for file in needed if not (folder / file).is_file()]
     if missing:
         raise ValueError(
             f"encoder {name!r} needs {', '.join(missing)} in {folder}; save_pretrained of transformers writes them "
             "(the tokenizer must be a fast one)"
         )
-    config = json.loads(files[0].read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") not in FAMILIES:
         raise ValueError(f"an encoder must be {' or '.join(FAMILIES)}, got model_type {config.get('model_type')!r}")
+    unsaid = [size for size in SIZES if not isinstance(config.get(size), int)]
+    if unsaid:
+        raise ValueError(
+            f"config.json of encoder {name!r} must say {', '.join(unsaid)}, a whole number; save_pretrained of "
+            f"transformers writes it ({folder})"
+        )
+    layers, neurons, width, positions = (config[size] for size in SIZES)
+    if config["model_type"] == "roberta":  # it counts positions from behind its padding token
+        positions -= config.get("pad_token_id", 1) + 1
+    names = sorted({*needed, *READ, *(file.name for file in folder.glob("tokenizer.*.json"))})
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    sizes = config["num_hidden_layers"], config["intermediate_size"], config["hidden_size"]
+    for file in (folder / one for one in names):
+        if file.is_file():
+            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     masked = any(one.endswith("ForMaskedLM") for one in config.get("architectures") or ())
-    return Source(folder, random, digest.hexdigest(), *sizes, masked=masked)
+    return Source(folder, random, digest.hexdigest(), layers, neurons, width, positions, masked=masked)
 
 
 @dataclass
@@ -87,10 +106,21 @@ class Encoder:
         return self.base.get_input_embeddings().weight
 
 
-def load_encoder(source: Source, seed: int, texts: Sequence[str], device: torch.device | str = "cpu") -> Encoder:
+def load_tokenizer(source: Source, texts: Sequence[str]) -> Any:
+    """`texts` make the vocabulary of the tiny encoder, which has no folder."""
+    if source.folder is None:
+        return word_tokenizer(texts)
+    kind = needs_transformers().AutoTokenizer
+    return kind.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
+
+
+def load_encoder(
+    source: Source, seed: int, texts: Sequence[str], device: torch.device | str = "cpu", *, headed: bool = True
+) -> Encoder:
     """The encoder on a device, frozen, in evaluation mode. Fresh weights depend on the seed alone.
 
-    `texts` make the vocabulary of the tiny encoder, which has no folder.
+    `texts` make the vocabulary of the tiny encoder. Raises ValueError where the folder lacks weights of the encoder, or
+    of its head for masked tokens where that is `headed`, used: fresh ones would pass as pre-trained.
     """
     transformers = needs_transformers()
     quiet = transformers.utils.logging
@@ -101,18 +131,19 @@ def load_encoder(source: Source, seed: int, texts: Sequence[str], device: torch.
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            tokenizer, local = load_tokenizer(source, texts), {"local_files_only": True, "trust_remote_code": False}
             if source.folder is None:
-                tokenizer = word_tokenizer(texts)
-                config = transformers.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=96, **TINY)
+                config = transformers.BertConfig(
+                    vocab_size=len(tokenizer), max_position_embeddings=TINY_POSITIONS, **TINY
+                )
                 model = transformers.BertForMaskedLM(config)
+            elif source.random:
+                model = kind.from_config(transformers.AutoConfig.from_pretrained(source.folder, **local))
             else:
-                tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
-                if source.random:
-                    model = kind.from_config(transformers.AutoConfig.from_pretrained(source.folder))
-                else:
-                    model = kind.from_pretrained(
-                        source.folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
-                    )
+                model, told = kind.from_pretrained(
+                    source.folder, use_safetensors=True, output_loading_info=True, **local
+                )
+                _refuse_fresh(source.folder, model, told["missing_keys"], headed)
     finally:
         quiet.set_verbosity(level)
         if bars:
@@ -122,6 +153,21 @@ def load_encoder(source: Source, seed: int, texts: Sequence[str], device: torch.
     if source.masked:
         head = model.cls if hasattr(model, "cls") else model.lm_head
     return Encoder(model.base_model, head, tokenizer)
+
+
+def _refuse_fresh(folder: Path, model: Any, missing: Collection[str], headed: bool) -> None:
+    """`missing`: names of weights that were not in the folder and are random therefore."""
+    base = model.base_model
+    own = set(base.state_dict()) if base is model else {f"{model.base_model_prefix}.{at}" for at in base.state_dict()}
+    away = [name for name in missing if (name in own or headed) and UNUSED not in name]
+    if away:
+        shown = ", ".join(sorted(away)[:4]) + (", ..." if len(away) > 4 else "")
+        raise ValueError(
+            f"model.safetensors in {folder} lacks {len(away)} weights of the encoder, which would be random: {shown}; "
+            "write the whole model by save_pretrained of transformers, whose names these are"
+            + ("" if own & set(away) else ", or take readout=mean or first, which read no head")
+            + f", or take random:{folder} if random ones are meant"
+        )
 
 
 def needs_transformers() -> Any:

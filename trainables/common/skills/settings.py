@@ -133,7 +133,7 @@ def describe(config: Config, varying: Sequence[str]) -> str:
     """Task, action, then what varies.
 
     >>> describe(Config(fraction=0.2), ["task", "fraction", "kind", "budget_steps", "seed"])
-    'movie perturb f=0.2 noise_sigma B=150 s=0'
+    'movie perturb f=0.2 noise_sigma B=80 s=0'
     """
     away = unread(vars(config)) | {"task", "action"}
     words = [config.task.rpartition("/")[2], config.action]

@@ -74,10 +74,14 @@ class Task:
 
 
 def sizes_of(task: str, train: int, dev: int, held_out: int) -> dict[str, int]:
-    """How many texts each part would have, balanced. Raises ValueError where the train split is too small."""
+    """How many texts each part would have, balanced. Raises ValueError where the train split or dev is too small."""
     found = sentences_of(task)
     classes = len(found.classes)
     least = int(np.bincount(found.train.labels, minlength=classes).min())
+    if dev <= classes:
+        raise ValueError(
+            f"dev_size must be above {classes}, two texts of each class, as neurons are ranked on its halves, got {dev}"
+        )
     wanted = -(-train // classes) + -(-dev // classes)
     if wanted > least:
         raise ValueError(

@@ -149,7 +149,6 @@ def averaged(hidden_BTD: torch.Tensor, present_BT: torch.Tensor) -> torch.Tensor
     return (hidden_BTD * present_BT[..., None]).sum(1) / present_BT.sum(1, keepdim=True)
 
 
-@torch.no_grad()
 def words_of(classes: Sequence[str], verbaliser: str | None) -> list[str]:
     """The words that stand for the classes: those given, or the classes' names (of WordNet's their last part).
 
@@ -161,24 +160,31 @@ def words_of(classes: Sequence[str], verbaliser: str | None) -> list[str]:
     return [word.strip() for word in verbaliser.split(",")]
 
 
+def first_tokens(tokenizer: Any, words: Sequence[str], readout: Readout) -> list[int]:
+    """Token of each class word. Raises ValueError where one is unknown, shared, or, under readout=mask, not alone."""
+    tokens = []
+    for word in words:
+        # A space in front, since RoBERTa's tokens inside a sentence begin with it.
+        pieces = tokenizer(" " + word, add_special_tokens=False)["input_ids"]
+        if not pieces or tokenizer.unk_token_id in pieces or (readout == "mask" and len(pieces) > 1):
+            raise ValueError(
+                f"a class word must be one known token under readout=mask, and known under others, got {word!r}, "
+                f"which is {tokenizer.convert_ids_to_tokens(pieces)}; give others by verbaliser=[WORD, ...]"
+            )
+        tokens.append(pieces[0])
+    if len(set(tokens)) < len(tokens):
+        raise ValueError(f"class words must differ in their first token, got {list(words)}; see verbaliser=[WORD, ...]")
+    return tokens
+
+
+@torch.no_grad()
 def class_words(tuned: Tuned, words: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token of each class word [C], and the encoder's output for the word alone, averaged and of length 1 [C, D].
 
     Raises ValueError where words are one at the masked position, or none.
     """
-    encoder, tokens = tuned.encoder, []
-    device = encoder.embeddings.device
-    for word in words:
-        # A space in front, since RoBERTa's tokens inside a sentence begin with it.
-        pieces = encoder.tokenizer(" " + word, add_special_tokens=False)["input_ids"]
-        if not pieces or encoder.tokenizer.unk_token_id in pieces or (tuned.readout == "mask" and len(pieces) > 1):
-            raise ValueError(
-                f"a class word must be one known token under readout=mask, and known under others, got {word!r}, "
-                f"which is {encoder.tokenizer.convert_ids_to_tokens(pieces)}; give others by verbaliser=[WORD, ...]"
-            )
-        tokens.append(pieces[0])
-    if len(set(tokens)) < len(tokens):
-        raise ValueError(f"class words must differ in their first token, got {list(words)}; see verbaliser=[WORD, ...]")
+    encoder, device = tuned.encoder, tuned.encoder.embeddings.device
+    tokens = first_tokens(encoder.tokenizer, words, tuned.readout)
     outputs = []
     for word in words:
         row = torch.tensor([encoder.tokenizer(word)["input_ids"]], device=device)
