@@ -31,6 +31,7 @@ from analysis.benign_linear_runs import (
     named,
     searched,
 )
+from analysis.benign_runs import share, without_cost
 from analysis.choice import trial_frame
 from analysis.chosen_runs import Runs, column
 from analysis.claims import Claim, Evidence, Observation, Statistic
@@ -155,13 +156,22 @@ def slope_per_doubling(evidence: Evidence, metric: str) -> Observation:
 
 
 def share_left(evidence: Evidence, metric: str) -> Observation:
-    """A metric at the largest ratio over that at the smallest, by seed and noise rate."""
+    """A metric at the largest ratio over that at the smallest, by seed and noise rate.
+
+    Unfit where the smallest ratio costs nothing on a seed: a share of that says nothing.
+    """
+    flat: list[str] = []
 
     def shares(rows: pd.DataFrame) -> pd.DataFrame:
         tables = {name: table for name, table in _by_ratio(rows, metric).items() if table.shape[1] > 1}
-        return pd.DataFrame({name: table.iloc[:, -1] / table.iloc[:, 0] for name, table in tables.items()})
+        flat.extend(
+            without_cost(f"{name}, {metric} at p/n = {table.columns[0]:g}", table.iloc[:, 0])
+            for name, table in tables.items()
+        )
+        return pd.DataFrame({name: share(table.iloc[:, -1], table.iloc[:, 0]) for name, table in tables.items()})
 
-    return _observed(evidence, shares, "trials at two ratios or more")
+    seen = _observed(evidence, shares, "trials at two ratios or more")
+    return replace(seen, unfit="; ".join(filter(None, [seen.unfit, *flat])))
 
 
 def at_the_boundary(evidence: Evidence, level: float) -> Observation:

@@ -8,12 +8,13 @@ seeds. Errors, raw losses and losses at a fitted temperature have verdicts of th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from analysis.benign_plots import plot_compute, plot_curves, plot_phase
-from analysis.benign_runs import ARM, arms, chosen_arms, fitting_width, used
+from analysis.benign_runs import ARM, arms, chosen_arms, fitting_width, share, used, without_cost
 from analysis.claims import Claim, Evidence, Observation, Statistic
 from analysis.reading import Reading
 from analysis.records import Records, RecordsError
@@ -134,7 +135,10 @@ def widening(evidence: Evidence, kind: str) -> Observation:
 
 
 def removed(evidence: Evidence, kind: str, noise: float, repairs: Sequence[str]) -> Observation:
-    """(none - repair) / (none - none without noise) near the threshold, at the largest budget; paired by seed."""
+    """(none - repair) / (none - none without noise) near the threshold, at the largest budget; paired by seed.
+
+    Unfit where noise costs nothing on a seed: a share of that says nothing.
+    """
     runs = chosen_arms(evidence)
     noisy, calm = runs[runs["noise"] == noise], runs[runs["noise"] == 0.0]
     if noisy.empty or calm.empty:
@@ -187,7 +191,8 @@ def _by_repair(
     evidence: Evidence, rows: pd.DataFrame, kind: str, repairs: Sequence[str], calm: pd.DataFrame | None
 ) -> Observation:
     """One part per setting and repair: the share of the noise's cost taken away, or the distance to early stopping."""
-    column, parts, among = f"report/{kind}", {}, []
+    column, among, flat = f"report/{kind}", [], list[str]()
+    parts: dict[str, pd.Series] = {}
     frame = arms(evidence.frame)
     for setting, same in rows.groupby("setting", sort=False):
         width = fitting_width(evidence.records, frame, str(setting), same[same["repair"] == "none"])
@@ -197,15 +202,17 @@ def _by_repair(
         if missing:
             raise RecordsError(f"{setting}: no trial of {', '.join(missing)} has ended on fresh seeds")
         among.append(near)
+        if calm is None:
+            parts |= {f"{setting}, {repair}": by_repair[repair] - by_repair["early_stop"] for repair in repairs}
+            continue
+        without = calm[(calm["setting"] == setting) & (calm["width"] == width) & (calm["repair"] == "none")]
+        cost = by_repair["none"] - without.set_index("seed")[column]
+        flat.append(without_cost(f"{setting}, width {width}, {kind} with noise less that without", cost))
         for repair in repairs:
-            if calm is None:
-                parts[f"{setting}, {repair}"] = by_repair[repair] - by_repair["early_stop"]
-                continue
-            without = calm[(calm["setting"] == setting) & (calm["width"] == width) & (calm["repair"] == "none")]
-            cost = by_repair["none"] - without.set_index("seed")[column]
-            parts[f"{setting}, {repair}"] = (by_repair["none"] - by_repair[repair]) / cost
-            among.append(without)
-    return used(evidence, pd.concat(among), pd.DataFrame(parts).dropna())
+            parts[f"{setting}, {repair}"] = share(by_repair["none"] - by_repair[repair], cost)
+        among.append(without)
+    seen = used(evidence, pd.concat(among), pd.DataFrame(parts).dropna())
+    return replace(seen, unfit="; ".join(filter(None, [seen.unfit, *flat])))
 
 
 def _setting(part: object) -> str:

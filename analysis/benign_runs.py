@@ -106,6 +106,20 @@ def _as_good_inside(records: Records, among: pd.DataFrame) -> bool:
     return any(not edges_of(records, among, str(config)) for config in near)
 
 
+def share(gain: pd.Series, cost: pd.Series) -> pd.Series:
+    """gain / cost by seed; infinite where the cost is 0, so that the seed stays and no estimate takes it."""
+    return (gain / cost).where(cost != 0, np.inf)
+
+
+def without_cost(part: str, cost: pd.Series) -> str:
+    """Why shares of these costs, one per seed, decide nothing; "" where each cost is above 0."""
+    flat = cost[cost <= 0]
+    if flat.empty:
+        return ""
+    seeds = ", ".join(map(str, flat.index))
+    return f"{part}: there is no cost to take a share of on seed {seeds} (the least is {flat.min():.3g})"
+
+
 RESAMPLES = 2000
 
 

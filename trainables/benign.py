@@ -10,6 +10,7 @@ and test labels, which are clean, choose nothing.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -29,7 +30,15 @@ from trainables.common.benign.config import (
     timeline,
 )
 from trainables.common.benign.measures import clean_measures, error, fitted_temperature, loss, training_measures
-from trainables.common.benign.samples import NoiseKind, Samples, batch_rows, effective_rate, open_source, splits
+from trainables.common.benign.samples import (
+    NoiseKind,
+    Samples,
+    batch_rows,
+    check_sizes,
+    effective_rate,
+    open_source,
+    splits,
+)
 from trainables.common.data.batches import draws, worker_rows
 from trainables.common.models.mlp import MLP, mlp_parameters
 from trainables.common.models.resnet import Norm, ResNet, forward_flops_per_image
@@ -82,6 +91,7 @@ def root(config: Config) -> Root:
             f"repair={config.repair} would keep a label for every class of each image of {config.data} in every state; "
             "images decoded from a folder take repair=none or early_stop"
         )
+    check_sizes(source, config.train_size, config.held_out, config.test_size, config.batch_size)
     own = [config.optimizer] if ":" in config.optimizer else []
     return Root(
         **{name: getattr(config, name) for name in COPIED},
@@ -95,10 +105,18 @@ def root(config: Config) -> Root:
 
 
 def measured_at(root: Root, timeline: Timeline) -> dict[int, bool]:
-    """Lightly on a grid; in full at the end, and at the end of the first training and its half, quarter, ..."""
+    """Lightly on a grid; in full at the end, at each training's end, and at the half, quarter, ... of the first.
+
+    A training that a restore or a relabelling follows is measured before it: what has diverged must not teach unseen.
+    """
     points = dict.fromkeys(range(root.measure_every, total_steps(timeline) + 1, root.measure_every), False)
-    parts = [part for part in place(timeline) if "lr" not in dict(part.segment.knobs)]
-    first = parts[0].start if parts else total_steps(timeline)
+    ends = [
+        special.start
+        for training, special in pairwise(place(timeline))
+        if "lr" in dict(training.segment.knobs) and "lr" not in dict(special.segment.knobs)
+    ]
+    points |= dict.fromkeys(ends, True)
+    first = ends[0] if ends else total_steps(timeline)
     while first >= root.monitor_every:
         points[first] = True
         first //= 2
@@ -136,6 +154,11 @@ class Training(TrainingState):
 
     def __init__(self, root: Root, run: Run):
         self.root = root
+        if run.workers > 1 and root.model == "resnet" and root.norm == "batch":
+            raise ValueError(
+                "norm=batch needs one worker, since each keeps running statistics of its own samples and would choose "
+                f"and relabel by its own, got {run.workers}; take norm=group or norm=none, or one worker"
+            )
         source = open_source(root.data, root.image_size)
         if source.sha != root.data_sha:
             raise ValueError(
@@ -145,10 +168,6 @@ class Training(TrainingState):
         noise = root.noise_rate, root.noise_kind
         sizes = root.train_size, root.held_out, root.test_size
         self.train, self.held, self.test = splits(source, *sizes, noise, root.seed, run.device)
-        if root.batch_size > len(self.train):
-            raise ValueError(
-                f"batch_size must be at most the {len(self.train)} training samples, got {root.batch_size}; lower it"
-            )
         model = run.wrap(make_model(root, 0))
         if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
             raise ValueError("the weights that were best are kept whole, got sharded ones; set resources.parallel=ddp")
@@ -280,7 +299,7 @@ def measure(state: Training, run: Run, full: bool) -> Mapping[str, float]:
     temperature, now = fitted_temperature(logits_NK, held.given_N), error(logits_NK, held.given_N)
     before = float(state.extra["best_error"])
     trained_NK = logits_of(state, state.train, most=EVALUATED_IN_TRAINING)
-    excess = max(0.0, now - before)
+    excess = max(now - before, 0.0)  # in this order nan stays nan
     metrics = {
         **training_measures(trained_NK, state.train.given_N[: len(trained_NK)], state.train.clean_N[: len(trained_NK)]),
         "train/expected_wrong": effective_rate(root.noise_rate, root.noise_kind, root.classes),

@@ -11,7 +11,7 @@ signal and sizes are ours; the paper's own experiments are on images.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from math import inf
+from math import inf, isfinite
 from typing import Any, Literal, get_args
 
 import torch
@@ -53,6 +53,9 @@ class Config:
         for name, values in (("noise_kind", get_args(NoiseKind)), ("repair", get_args(Repair))):
             if getattr(self, name) not in values:
                 raise ValueError(f"no {name} {getattr(self, name)!r}; there are {', '.join(values)}")
+        for name in FINITE:
+            if not isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -106,6 +109,7 @@ class Config:
 DEFAULTS = {item.name: item.default for item in fields(Config)}
 LEAST = {"noise_rate": 0, "weight_decay": 0, "held_out": 4, "measurements": 2}
 LEAST |= {"samples": 1, "rounds": 1, "budget_steps": 1}
+FINITE = ("signal_exponent", "weight_decay", "boundary_excess")
 TEACHING = ("rounds", "teacher_step")
 
 

@@ -127,6 +127,23 @@ def test_claims_are_decided_by_what_was_put_in(records):
     assert "preset=boundary" in found["BL8"].why
 
 
+@pytest.mark.parametrize("cost", [-0.01, 0.0])
+def test_where_the_least_ratio_costs_nothing_on_a_seed_the_share_left_decides_nothing(records, cost):
+    def free(config):
+        return config["ratio"] == 1.2 and config["noise_rate"] == 0.2 and config["seed"] == 1001
+
+    rows = [
+        row | ({"report/excess_scaled_loss": cost} if free(json.loads(row["config"])) else {})
+        for row in (
+            trial(ratio, noise, "none", seed, harm(ratio, noise))
+            for ratio in (1.2, 32.0) for noise in (0.1, 0.2, 0.3) for seed in (0, *FRESH)
+        )
+    ]  # fmt: skip
+    found = decided(records(rows), "BL4c")["BL4c"]
+    assert found.verdict == "undecided" and "noise=0.2" in found.why and found.roots == len(FRESH)
+    assert "at p/n = 1.2: there is no cost to take a share of on seed 1001" in found.why
+
+
 def test_harm_without_noise_contradicts_and_teachers_of_fixed_steps_decide_nothing(records):
     rows = [
         row | ({"report/excess_error": 0.03} if json.loads(row["config"])["noise_rate"] == 0 else {}) for row in grid()

@@ -11,7 +11,7 @@ import pytest
 from analysis.benign_reading import CLAIMS, READING, STATISTICS
 from analysis.benign_runs import arms, boundary, chosen_arms, crossing, fitting_width
 from analysis.choice import trial_frame
-from analysis.claims import Evidence, decide
+from analysis.claims import Evidence, decide, rule
 from analysis.records import Records, RecordsError
 
 FRESH = (1000, 1001, 1002, 1003, 1004)
@@ -108,6 +108,24 @@ def test_what_a_repair_takes_away_is_a_share_of_what_noise_costs():
     assert against.mean().tolist() == pytest.approx([0.05, 0.10])
     with pytest.raises(RecordsError, match="no trial of self_train_soft has ended"):
         observed(made(noisy[:3]), "against_early_stop", kind="error", repairs=["self_train_soft"])
+
+
+@pytest.mark.parametrize("calm", [0.45, 0.4])
+def test_where_noise_costs_nothing_on_a_seed_its_share_decides_nothing(calm):
+    """Errors 0.4 with noise, 0.2 without, but for one seed, whose net without noise is worse or as good."""
+    errors = {"none": 0.4, "early_stop": 0.21, "self_train_hard": 0.21, "self_train_soft": 0.21}
+    errors["early_stop"] = 0.4 if calm == 0.4 else 0.21  # 0 / 0 at that seed
+    noisy = [
+        ({"noise_rate": 0.4, "repair": repair}, lambda seed, e=error: {"error": e}) for repair, error in errors.items()
+    ]
+    records = made([*noisy, ({}, lambda seed: {"error": calm if seed == 1001 else 0.2})])
+    words = "width 16, error with noise less that without: there is no cost to take a share of on seed 1001"
+    for repairs in (["early_stop"], ["self_train_hard", "self_train_soft"]):
+        seen = observed(records, "removed", kind="error", noise=0.4, repairs=repairs)
+        assert list(seen.parts.index) == list(FRESH) and seen.parts.notna().all(axis=None)
+        assert words in seen.unfit
+    (ruling,) = rule([c for c in CLAIMS if c.id == "B6"], [seen])
+    assert ruling.verdict == "undecided" and words in ruling.why
 
 
 def test_training_longer_is_the_change_between_two_budgets():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from math import isnan
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from scipy.optimize import minimize_scalar
 
@@ -17,7 +20,7 @@ from trainables import benign
 from trainables.benign import STUDY, Config, logits_of, weights_of
 from trainables.common.benign import samples
 from trainables.common.benign.config import timeline
-from trainables.common.benign.measures import fitted_temperature, margins, training_measures
+from trainables.common.benign.measures import error, fitted_temperature, margins, training_measures
 from trainables.common.benign.samples import (
     augmented,
     batch_rows,
@@ -30,6 +33,7 @@ from trainables.common.benign.samples import (
 )
 from trainables.common.data.sentences import Rated
 from trainables.common.models.mlp import MLP, mlp_parameters
+from trainables.common.models.resnet import ResNet
 from trainables.common.timeline import place, total_steps
 from trainables.study import Diverged, LocalRun, Span, alone
 from trainables.walk import train, walk
@@ -323,6 +327,36 @@ def test_the_checksum_of_the_samples_is_in_the_root_and_checked(folder):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
+        (dict(train_size=1_000), r"train_size \+ held_out must be at most the 1,297 samples there are, got 1,300"),
+        (dict(train_size=None, held_out=1_297), r"train_size \+ held_out must be at most"),
+        (dict(test_size=501), "test_size must be at most the 500 samples there are"),
+        (dict(train_size=None, held_out=1_280), "batch_size must be at most the 17 training samples, got 50"),
+    ],
+)
+def test_more_samples_than_there_are_are_refused_before_anything_starts(values, words):
+    with pytest.raises(ValueError, match=words):
+        benign.root(replace(TINY, **values))
+
+
+def test_a_folder_may_be_named_from_home(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path(folder).parent))
+    assert open_source(f"~/{Path(folder).name}", 8).sha == open_source(folder, 8).sha
+
+
+def test_batch_norm_takes_one_worker():
+    root = benign.root(replace(TINY, model="resnet", width=2, blocks=(1,)))
+    with pytest.raises(ValueError, match=r"norm=batch needs one worker.* got 2; take norm=group"):
+        benign.start(root, LocalRun(workers=2))
+    assert benign.start(replace(root, norm="group"), LocalRun(workers=2)).root.norm == "group"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (dict(optimizer="adma"), "no optimizer 'adma'; there are sgd, adamw, or 'package.module:function'"),
+        (dict(boundary_excess=float("nan")), "boundary_excess must be finite, got nan"),
+        (dict(weight_decay=float("inf")), "weight_decay must be finite, got inf"),
+        (dict(repair="self_train_hard", student_fraction=float("inf")), "student_fraction must be finite"),
         (dict(noise_rate=1.0), r"noise_rate must be in \[0, 1\), got 1.0"),
         (dict(noise_kind="swap"), "no noise_kind 'swap'; there are flip, symmetric"),
         (dict(repair="prayer"), "no repair 'prayer'"),
@@ -352,6 +386,60 @@ def test_what_a_repair_does_not_read_is_left_at_its_default():
 def test_a_missing_source_says_what_there_is():
     with pytest.raises(ValueError, match="no images 'nowhere'"):
         benign.root(replace(TINY, data="nowhere"))
+
+
+def test_the_error_of_a_net_that_has_diverged_is_no_number():
+    labels = torch.tensor([0, 1])
+    for bad in (float("nan"), float("inf")):
+        assert isnan(error(torch.tensor([[bad, 0.0], [0.0, 1.0]]), labels))
+    assert error(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), labels) == 0.5
+
+
+def test_every_training_that_a_special_step_follows_is_measured_at_its_end():
+    def full(config):
+        return [step for step, whole in STUDY.measured_at(benign.root(config), timeline(config)).items() if whole]
+
+    assert full(TINY) == [5, 10, 20, 40]
+    assert full(replace(TINY, repair="early_stop")) == [5, 10, 20, 40, 41]
+    assert full(replace(TINY, repair="self_train_hard")) == [5, 10, 20, 40, 62]
+    assert full(replace(TINY, repair="self_train_hard", rounds=2)) == [5, 10, 20, 40, 62, 84]
+    assert full(replace(TINY, repair="self_train_hard", teacher_step=3, rounds=2)) == [3, 7, 28]
+
+
+@pytest.mark.parametrize(("rounds", "teaches", "step"), [(1, 0, 3), (2, 1, 7)])
+def test_a_teacher_that_diverges_ends_its_trial(monkeypatch, rounds, teaches, step):
+    """Its labels would all be class 0, and its student would train on them to a finite end."""
+
+    def spoiled(state, step, rate, run):
+        plain(state, step, rate, run)
+        if int(state.extra["taught"]) == teaches:
+            with torch.no_grad():
+                next(state.model.parameters()).fill_(torch.nan)
+
+    plain = benign.train_step
+    monkeypatch.setattr(benign, "train_step", spoiled)
+    with pytest.raises(Diverged, match=f"at step {step} "):
+        train(STUDY, replace(TINY, repair="self_train_hard", teacher_step=3, rounds=rounds))
+
+
+def test_scale_paper_trains_whole_epochs_and_keeps_what_a_gpu_holds():
+    space = yaml.safe_load((Path(__file__).parents[2] / "search_spaces" / "benign.yaml").read_text())
+    paper = space["scales"]["paper"]
+    fields = paper["study"]
+    epoch = (1_281_167 - fields["held_out"]) // fields["batch_size"]
+    assert paper["axes"]["budget_steps"] == [90 * epoch, 160 * epoch] and fields["monitor_every"] == epoch
+    net = ResNet(3, 10, 64, fields["blocks"], "batch", generator=torch.Generator().manual_seed(0))
+    weights, kept = {parameter.data_ptr() for parameter in net.parameters()}, dict[int, int]()
+
+    def keep(tensor):
+        if tensor.data_ptr() not in weights:
+            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    side = fields.get("image_size", 224)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits_BK = net(torch.zeros(1, 3, side, side))
+    assert len(logits_BK) == 1 and fields["batch_size"] * sum(kept.values()) < 16e9
 
 
 def test_a_net_that_diverges_is_a_diverged_trial_and_no_error():

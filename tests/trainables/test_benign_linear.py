@@ -253,6 +253,9 @@ def test_steps_of_a_family_are_counted_once_where_a_path_passes_through_its_earl
         ({"held_out": 5}, "must be even"),
         ({"ratio": 0.01}, "raise the ratio"),
         ({"learning_rate": float("inf")}, "above 0 and finite"),
+        ({"boundary_excess": float("nan")}, "boundary_excess must be finite, got nan"),
+        ({"weight_decay": float("inf")}, "weight_decay must be finite, got inf"),
+        ({"signal_exponent": float("nan")}, "signal_exponent must be finite"),
     ],
 )
 def test_what_no_trial_can_honour_is_refused(values, words):

@@ -92,6 +92,8 @@ def test_group_norm_has_at_least_two_channels_a_group():
         norm = made("group", width=width, blocks=(1,)).stem_norm
         assert width // norm.num_groups >= 2
     assert made("group", width=64, blocks=(1,)).stem_norm.num_groups == 32
+    for width in (1, 3, 5, 9):  # no group of two or more channels divides them evenly, or all channels are one
+        assert made("group", width=width, blocks=(1,)).stem_norm.num_groups == 1
 
 
 def test_held_statistics_do_not_move_and_change_no_output():

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from math import isfinite
 from typing import Any, Literal, get_args
 
 from trainables.common.benign.samples import RATED, NoiseKind
 from trainables.common.models.resnet import Norm, check_shape
+from trainables.common.optimizers import OPTIMIZERS
 from trainables.common.timeline import Segment, Timeline, ramp, segment
 
 ModelName = Literal["mlp", "resnet"]
@@ -49,6 +51,13 @@ class Config:
         for name, known in (("noise_kind", NoiseKind), ("model", ModelName), ("repair", Repair)):
             if getattr(self, name) not in get_args(known):
                 raise ValueError(f"no {name} {getattr(self, name)!r}; there are {', '.join(get_args(known))}")
+        if self.optimizer not in ("sgd", *OPTIMIZERS) and ":" not in self.optimizer:
+            raise ValueError(
+                f"no optimizer {self.optimizer!r}; there are sgd, {', '.join(OPTIMIZERS)}, or 'package.module:function'"
+            )
+        for name in FINITE:
+            if not isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
         for name in COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -92,6 +101,7 @@ COUNTS = (
     *("train_size", "held_out", "test_size", "image_size", "width", "depth", "rounds", "teacher_step"),
     *("budget_steps", "batch_size", "monitor_every", "measure_every"),
 )
+FINITE = ("learning_rate", "weight_decay", "student_fraction", "boundary_excess")
 DEFAULTS: dict[str, Any] = {item.name: item.default for item in fields(Config) if item.default is not MISSING}
 TEACHING = {"rounds", "teacher_step", "student_fraction"}
 

@@ -14,7 +14,9 @@ SHARPEST = 1e3  # the temperature is sought between 1 / SHARPEST and SHARPEST
 
 
 def error(logits_NK: Tensor, labels_N: Tensor) -> float:
-    """Share of samples whose largest logit is not that of their label."""
+    """Share of samples whose largest logit is not that of their label; nan where a logit is not finite."""
+    if not bool(logits_NK.isfinite().all()):
+        return nan  # the net has diverged, and argmax would call its logits class 0
     return float((logits_NK.argmax(1) != labels_N).double().mean())
 
 

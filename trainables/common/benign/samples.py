@@ -75,7 +75,7 @@ def open_source(data: str, image_size: int) -> Source:
     """
     if data == RATED:
         return rated_sentences()
-    if (Path(data) / "train").is_dir():
+    if (Path(data).expanduser() / "train").is_dir():
         return image_folder(data, image_size)
     from trainables.common.data.images import open_images
 
@@ -203,6 +203,20 @@ def effective_rate(rate: float, kind: NoiseKind | None, classes: int) -> float:
     return 0.0 if kind is None else rate * (1 - 1 / classes) if kind == "symmetric" else rate
 
 
+def check_sizes(
+    source: Source, train_size: int | None, held_out: int, test_size: int | None, batch_size: int = 1
+) -> None:
+    """Raises ValueError where the source has too few samples, or fewer to train on than a batch."""
+    total, tests = len(source.train.clean_N), len(source.test.clean_N)
+    wanted = held_out + (1 if train_size is None else train_size)
+    for name, count, there in (("train_size + held_out", wanted, total), ("test_size", test_size or 1, tests)):
+        if count > there:
+            raise ValueError(f"{name} must be at most the {there:,} samples there are, got {count:,}; lower it")
+    left = total - held_out if train_size is None else train_size
+    if batch_size > left:
+        raise ValueError(f"batch_size must be at most the {left:,} training samples, got {batch_size:,}; lower it")
+
+
 def splits(
     source: Source,
     train_size: int | None,
@@ -216,11 +230,8 @@ def splits(
 
     Inputs that are not lazy stand on the device; the rest is decoded when it is needed.
     """
+    check_sizes(source, train_size, held_out, test_size)
     pool, total, tests = source.train, len(source.train.clean_N), len(source.test.clean_N)
-    wanted = held_out + (1 if train_size is None else train_size)
-    for name, count, there in (("train_size + held_out", wanted, total), ("test_size", test_size or 1, tests)):
-        if count > there:
-            raise ValueError(f"{name} must be at most the {there:,} samples there are, got {count:,}; lower it")
     given_N = noisy_labels(pool.clean_N, source.classes, *noise, seed) if pool.seen is None else pool.seen(seed)
     order = draws(total, "rows", seed).argsort(kind="stable")
     end = None if train_size is None else held_out + train_size

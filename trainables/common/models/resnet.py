@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 Norm = Literal["none", "batch", "group"]
-MOST_GROUPS = 32  # of group norm (arXiv:1803.08494, section 3); fewer where a group would have less than two channels
+MOST_GROUPS = 32  # of group norm (arXiv:1803.08494, section 3); fewer where groups would be unequal or of one channel
 
 
 class ResNet(nn.Module):
@@ -121,7 +121,7 @@ def convolution(before: int, after: int, size: int, stride: int, norm: Norm, dev
 NORMS: dict[str, Callable[[int, torch.device], nn.Module]] = {
     "none": lambda channels, device: nn.Identity(),
     "batch": lambda channels, device: nn.BatchNorm2d(channels, device=device),
-    "group": lambda channels, device: nn.GroupNorm(max(1, gcd(MOST_GROUPS, channels // 2)), channels, device=device),
+    "group": lambda channels, device: nn.GroupNorm(gcd(MOST_GROUPS, channels // 2, channels), channels, device=device),
 }
 
 
