@@ -71,7 +71,7 @@ SCRIPTS = sorted({command.split()[1] for command in HERE if command.startswith("
 READ = ("sweeps/wsd_budget.py", "sweeps/flatness_vs_generalization.py")  # whose results other commands read
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "script", [pytest.param(script, marks=pytest.mark.xdist_group(script)) for script in SCRIPTS if script not in READ]
 )
@@ -81,7 +81,7 @@ def test_every_command_of_a_sweep_runs(clone: Path, script: str):
             run(at_tiny_scale(command, clone), clone)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3000)  # some 25 commands, beside which other tests run
 @pytest.mark.xdist_group("readers")
 def test_every_command_that_reads_results_runs(clone: Path):
     makers = [command for command in HERE if command.split()[1] in READ]
