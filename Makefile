@@ -24,7 +24,7 @@ sweep: $(STAMP)
 	@$(RUN) sweeps/wsd_budget.py scale=laptop $(ARGS)
 
 test: check
-	@$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadgroup --doctest-modules tests $(ROOMS) $(ARGS)
+	@$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile --doctest-modules tests $(ROOMS) $(ARGS)
 
 check: $(STAMP)
 	@$(RUN) -m ruff check .

@@ -72,9 +72,7 @@ READ = ("sweeps/wsd_budget.py", "sweeps/flatness_vs_generalization.py")  # whose
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    "script", [pytest.param(script, marks=pytest.mark.xdist_group(script)) for script in SCRIPTS if script not in READ]
-)
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in READ])
 def test_every_command_of_a_sweep_runs(clone: Path, script: str):
     for command in HERE:
         if command.split()[1] == script:
@@ -82,7 +80,6 @@ def test_every_command_of_a_sweep_runs(clone: Path, script: str):
 
 
 @pytest.mark.timeout(3000)  # some 25 commands, beside which other tests run
-@pytest.mark.xdist_group("readers")
 def test_every_command_that_reads_results_runs(clone: Path):
     makers = [command for command in HERE if command.split()[1] in READ]
     readers = [command for command in HERE if not command.startswith("python sweeps/")]
@@ -91,19 +88,7 @@ def test_every_command_that_reads_results_runs(clone: Path):
         run(at_tiny_scale(command, clone), clone)
 
 
-def group_of(name: str) -> str:
-    """Of a script of the README: those that use stock Ray Tune with what starts Ray, others with what they read."""
-    return "ray" if name == "stock_sweep.py" else "readers"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xdist_group(group_of(name)))
-        for kind, name, _ in BLOCKS
-        if kind == "python" and name.endswith("_sweep.py")
-    ],
-)
+@pytest.mark.parametrize("name", [name for kind, name, _ in BLOCKS if kind == "python" and name.endswith("_sweep.py")])
 def test_every_script_runs_and_is_as_short_as_promised(clone: Path, name: str):
     text = (clone / name).read_text()
     lines = [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
