@@ -136,7 +136,8 @@ class Records:
         ledger = self.ledger.filter(pa.array((sweeps & (stages.isin(kept) | ~stages.isin(every))).to_numpy(dtype=bool)))
         present = set(pc.unique(trials.column("sweep")).to_pylist())
         specs = tuple(spec for spec in self.sweeps if spec.get("sweep") in present)
-        return replace(self, trials=_without_empty(trials, specs), measurements=owned, ledger=ledger, sweeps=specs)
+        trials = _typed_again(_without_empty(trials, specs))
+        return replace(self, trials=trials, measurements=owned, ledger=ledger, sweeps=specs)
 
     def metric(self, role: Literal["select", "report"]) -> tuple[str, Literal["min", "max"]]:
         """Name and goal of the metric that chooses (`select`) or decides (`report`)."""
@@ -233,14 +234,47 @@ def combine(many: Sequence[Records], notes: Sequence[str] = ()) -> Records:
     twice = every.assign(order=order).sort_values("order", kind="stable").duplicated(["sweep", "trial"])
     once = ~twice.sort_index()
     many = [r._only(once[every["part"] == at].to_numpy(dtype=bool)) for at, r in enumerate(many)]
-    tables = {
-        name: _with_schema(pa.concat_tables([getattr(r, name) for r in many], promote_options="permissive"), name)
-        for name in SCHEMAS
-    }
+    tables = {name: _with_schema(_joined([getattr(r, name) for r in many]), name) for name in SCHEMAS}
     stages = tables["ledger"].to_pandas().astype(str)  # a stage that trials of several folders share is run once
     tables["ledger"] = tables["ledger"].filter(pa.array(~stages.duplicated().to_numpy(dtype=bool)))
     specs = {json.dumps(spec, sort_keys=True): spec for r in many for spec in r.sweeps}
     return Records(**tables, sweeps=tuple(specs.values()), notes=(*notes, *(n for r in many for n in r.notes)))
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables one below the other. A column that is text in some and something else in others becomes text in all.
+
+    Two studies may give one name to different things, such as a kind of layer and the number of one. The trials of one
+    of them alone have its own type again: see `_typed_again`.
+    """
+    kinds: dict[str, set[bool]] = {}
+    for table in tables:
+        for column in table.schema:
+            if not pa.types.is_null(column.type):
+                kinds.setdefault(column.name, set()).add(pa.types.is_string(column.type))
+    mixed = {name for name, found in kinds.items() if len(found) > 1}
+    as_text = []
+    for table in tables:
+        for name in mixed & set(table.column_names):
+            place = table.column_names.index(name)
+            table = table.set_column(place, name, table.column(name).cast(pa.string()))
+        as_text.append(table)
+    return pa.concat_tables(as_text, promote_options="permissive")
+
+
+def _typed_again(trials: pa.Table) -> pa.Table:
+    """With the config fields that became text beside another study's as the numbers and flags that they are."""
+    if not len(trials) or len(pc.unique(trials.column("study"))) > 1:
+        return trials
+    first = json.loads(trials.column("config")[0].as_py())
+    for place, name in enumerate(trials.column_names):
+        field = name.removeprefix("config.")
+        if field == name or not pa.types.is_string(trials.column(name).type):
+            continue
+        if first.get(field) is not None and not isinstance(first[field], str):
+            values = [json.loads(config).get(field) for config in trials.column("config").to_pylist()]
+            trials = trials.set_column(place, name, pa.array(values))
+    return trials
 
 
 def _sweep_folders(path: Path) -> tuple[list[Path], list[str]]:

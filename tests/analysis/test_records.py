@@ -56,6 +56,23 @@ def test_of_two_copies_of_a_trial_the_one_that_got_further_is_taken(maker: Maker
         assert len(analysis.combine(many)) == len(done)
 
 
+@pytest.mark.parametrize("value", [3, True, 0.5])
+def test_a_field_that_is_text_in_one_study_and_not_in_another_is_text_until_one_of_them_is_taken(maker: Maker, value):
+    made = maker.sweep(**SMALL)
+    for row in made.trials:
+        row["config.first_layer"] = "onehot"
+        row["config"] = json.dumps(json.loads(row["config"]) | {"first_layer": "onehot"})
+    words = maker.open(made)
+    for row in made.trials:
+        row |= {"config.first_layer": value, "sweep": "another", "study": "other", "trial": f"{row['trial']}x"}
+        row["config"] = json.dumps(json.loads(row["config"]) | {"first_layer": value})
+    others = maker.open(made)
+    both = analysis.combine([words, others])
+    assert both.to_pandas()["config.first_layer"].map(type).eq(str).all()
+    assert both.where(study="other").to_pandas()["config.first_layer"].tolist() == [value] * len(others)
+    assert set(both.where(study="wsd").to_pandas()["config.first_layer"]) == {"onehot"}
+
+
 def test_unknown_columns_are_carried(maker: Maker, tmp_path: Path):
     made = maker.sweep(**SMALL)
     for row in made.trials:
