@@ -266,12 +266,12 @@ def _typed_again(trials: pa.Table) -> pa.Table:
     """With the config fields that became text beside another study's as the numbers and flags that they are."""
     if not len(trials) or len(pc.unique(trials.column("study"))) > 1:
         return trials
-    first = json.loads(trials.column("config")[0].as_py())
     for place, name in enumerate(trials.column_names):
-        field = name.removeprefix("config.")
-        if field == name or not pa.types.is_string(trials.column(name).type):
+        field, column = name.removeprefix("config."), trials.column(name)
+        if field == name or not pa.types.is_string(column.type) or column.null_count == len(column):
             continue
-        if first.get(field) is not None and not isinstance(first[field], str):
+        said = pc.index(column.is_valid(), True).as_py()  # a field may be None in the first trials
+        if not isinstance(json.loads(trials.column("config")[said].as_py()).get(field), str):
             values = [json.loads(config).get(field) for config in trials.column("config").to_pylist()]
             trials = trials.set_column(place, name, pa.array(values))
     return trials
