@@ -8,8 +8,9 @@ print(records.frontier(x="flops_nominal", by="method").table("markdown"))
 from analysis.choice import Choice, Edge, axis_curves, choose
 from analysis.curves import hill_and_river, import_curves, trunk
 from analysis.frontier import Frontier, FrontierPoint, frontier, frontiers
-from analysis.records import Records, RecordsError, combine
-from analysis.records import open_records as open
+from analysis.opening import combine
+from analysis.opening import open_records as open
+from analysis.records import Records, RecordsError
 
 __all__ = [
     "Choice",

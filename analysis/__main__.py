@@ -13,11 +13,12 @@ from rich.table import Table
 from analysis.claims import decide, decisions_table
 from analysis.figures import draw_all
 from analysis.frontier import AXES, frontier
+from analysis.opening import open_records
 from analysis.pareto import objective_named, pareto
 from analysis.plots import save
 from analysis.reading import Reading
 from analysis.readings import by_study, reading_of
-from analysis.records import Records, RecordsError, open_records
+from analysis.records import Records, RecordsError
 from analysis.replay import replay
 from analysis.tables import FORMATS, of_frame
 

@@ -14,7 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
-from analysis.records import SCHEMAS, Records, RecordsError, _with_config_columns, _with_schema
+from analysis.opening import with_config_columns, with_schema
+from analysis.records import SCHEMAS, Records, RecordsError
 
 CURVE_COLUMNS = ("step", "lr", "loss")
 
@@ -82,8 +83,8 @@ def import_curves(
     )
     ledger = pa.table({c: pa.array([], t) for c, t in SCHEMAS["ledger"].items()})
     return Records(
-        _with_config_columns(_with_schema(trials, "trials")),
-        _with_schema(measurements, "measurements"),
+        with_config_columns(with_schema(trials, "trials")),
+        with_schema(measurements, "measurements"),
         ledger,
         sweeps=({"sweep": sweep, "study": "imported"},),
         notes=(f"{name}: imported, select and report are the same loss",),

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.records import Records, open_records
+from analysis.opening import open_records
+from analysis.records import Records
 
 TOKENS_PER_STEP = 512
 PARAMETERS = 140_000

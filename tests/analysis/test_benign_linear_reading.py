@@ -10,7 +10,8 @@ import pytest
 from analysis.benign_linear_reading import CLAIMS, READING, STATISTICS, summary
 from analysis.benign_linear_runs import boundaries, boundary_of, chosen, diagram
 from analysis.claims import decide
-from analysis.records import RecordsError, open_records
+from analysis.opening import open_records
+from analysis.records import RecordsError
 from tests.analysis.conftest import Sweep
 
 RATIOS, NOISES, FRESH = (1.2, 2.0, 4.0, 16.0, 32.0, 64.0), (0.0, 0.1, 0.2), range(1000, 1003)

@@ -8,7 +8,8 @@ import pytest
 from analysis.claims import decide
 from analysis.cot_parity_reading import CLAIMS, READING, summary
 from analysis.cot_parity_runs import chosen, least_over_rates
-from analysis.records import RecordsError, open_records
+from analysis.opening import open_records
+from analysis.records import RecordsError
 from tests.analysis.conftest import Sweep
 
 FRESH = (100, 101, 102, 103, 104)

@@ -19,7 +19,8 @@ from analysis.dyck_runs import (
     variation,
     where_open,
 )
-from analysis.records import RecordsError, open_records
+from analysis.opening import open_records
+from analysis.records import RecordsError
 from tests.analysis.conftest import Sweep
 
 FRESH = tuple(range(100, 112))

@@ -10,7 +10,8 @@ import pytest
 
 from analysis.claims import decide
 from analysis.flatness_reading import CLAIMS, READING, STATISTICS, undominated
-from analysis.records import RecordsError, open_records
+from analysis.opening import open_records
+from analysis.records import RecordsError
 
 # (architecture, algorithm): (accuracy, trace, training loss)
 PAPER = {

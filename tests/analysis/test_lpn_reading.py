@@ -7,7 +7,8 @@ import pytest
 
 from analysis.claims import decide
 from analysis.lpn_reading import CLAIMS, READING, chosen, costs, summary
-from analysis.records import RecordsError, open_records
+from analysis.opening import open_records
+from analysis.records import RecordsError
 from analysis.stats import wilson
 from tests.analysis.conftest import Sweep
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from analysis.claims import decide
-from analysis.records import RecordsError, open_records
+from analysis.opening import open_records
+from analysis.records import RecordsError
 from analysis.rnn_retrieval_reading import CLAIMS, READING, summary
 from analysis.rnn_retrieval_runs import arms, chosen
 from tests.analysis.conftest import Sweep

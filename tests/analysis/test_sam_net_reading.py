@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from analysis.claims import decide
-from analysis.records import RecordsError, open_records
+from analysis.opening import open_records
+from analysis.records import RecordsError
 from analysis.sam_net_reading import CLAIMS, READING, STATISTICS, summary
 from analysis.sam_net_runs import ERROR, SPENT, TIME, TOP, TRACE, along, by_seed, chosen, name_of
 from tests.analysis.conftest import Sweep

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from analysis.claims import decide
-from analysis.records import RecordsError, open_records
+from analysis.opening import open_records
+from analysis.records import RecordsError
 from analysis.skill_neurons_reading import CLAIMS, READING, summary
 from analysis.skill_neurons_runs import by_arm, correlation, likenesses, paired, runs
 from tests.analysis.conftest import Sweep

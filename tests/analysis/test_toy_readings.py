@@ -10,6 +10,7 @@ import pytest
 from analysis import bigram_reading, river_valley_reading
 from analysis.choice import trial_frame
 from analysis.claims import Evidence, rule
+from analysis.opening import open_records
 from analysis.paired_schedules import (
     decay_gain_share,
     equal_peak_differences,
@@ -18,7 +19,7 @@ from analysis.paired_schedules import (
     tuned,
     tuned_differences,
 )
-from analysis.records import RecordsError, open_records
+from analysis.records import RecordsError
 from tests.analysis.conftest import Sweep, key_of
 
 PEAKS, BUDGETS, NOISES = (1e-3, 2e-3, 4e-3, 8e-3), (500, 2000, 8000), (0.25, 1.0, 4.0)
