@@ -17,7 +17,7 @@ from analysis.opening import open_records
 from analysis.pareto import objective_named, pareto
 from analysis.plots import save
 from analysis.reading import Reading
-from analysis.readings import by_study, reading_of
+from analysis.readings import WSD, by_study, reading_of
 from analysis.records import Records, RecordsError
 from analysis.replay import replay
 from analysis.tables import FORMATS, of_frame
@@ -105,7 +105,7 @@ def _claims(records: Records, words: argparse.Namespace) -> None:
         raise RecordsError(f"no claim {', '.join(sorted(unknown))}; there are {', '.join(ids)}")
     for each, title, reading in _problems(records):
         chosen = [claim for claim in reading.claims if not words.only or claim.id in words.only]
-        decisions = decide(chosen, each, None if reading.one_regime else reading.statistics)
+        decisions = decide(chosen, each, None if reading is WSD else reading.statistics)
         if words.format != "rich":
             _write(decisions_table(decisions, words.format), words.out)
             continue

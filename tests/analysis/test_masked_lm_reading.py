@@ -6,8 +6,10 @@ import json
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from analysis.__main__ import main
 from analysis.choice import trial_frame
 from analysis.claims import Evidence, Observation, decide
 from analysis.masked_lm_reading import CLAIMS, READING, STATISTICS
@@ -55,6 +57,16 @@ def made(loss=loss, methods=("wsd", "constant"), peaks=(2e-3,)) -> Records:
 
 def observed(records: Records, statistic: str, **arguments) -> Observation:
     return STATISTICS[statistic](Evidence(records, trial_frame(records), {}, "any"), **arguments)
+
+
+def test_the_command_line_decides_its_claims_by_its_own_statistics(tmp_path, capsys):
+    records = made()
+    for name in ("trials", "measurements", "ledger"):
+        pq.write_table(getattr(records, name), tmp_path / f"{name}.parquet")
+    (tmp_path / "sweep.json").write_text(json.dumps(SPEC))
+    assert main(["claims", str(tmp_path), "--format", "markdown"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"| {claim.id} " in printed for claim in CLAIMS)
 
 
 def test_a_difference_is_of_one_trial_per_seed_and_budget():

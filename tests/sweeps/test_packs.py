@@ -246,9 +246,11 @@ def test_lanes_that_end_while_they_are_measured_charge_that_to_evaluation():
 
     costs = []
     configs = [replace(LANES.tiny, seed=seed) for seed in range(2)]
+    began = time.perf_counter()
     train_pack(replace(LANES, train=train), configs, LocalRun(), commit=lambda lane, stage: costs.append(stage.cost))
-    assert sum(cost.evaluation_seconds for cost in costs) == pytest.approx(0.2, abs=0.05)
-    assert sum(cost.train_seconds for cost in costs) < 0.05
+    evaluation = sum(cost.evaluation_seconds for cost in costs)
+    assert 0.2 <= evaluation <= time.perf_counter() - began  # a busy machine sleeps too long
+    assert sum(cost.train_seconds for cost in costs) < evaluation / 4
 
 
 def test_a_stand_in_that_raises_measures_nothing(tmp_path):
