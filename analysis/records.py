@@ -51,7 +51,7 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
         **dict.fromkeys(("lr", "train/loss", "select/loss", "report/loss", "report/bits_per_byte"), _FLOAT),
     },
     "ledger": {
-        **dict.fromkeys(("sweep", "stage", "root", "device", "job", "started_at", "status"), _TEXT),
+        **dict.fromkeys(("sweep", "stage", "root", "device", "job", "node", "started_at", "status"), _TEXT),
         **dict.fromkeys(("from_step", "to_step", "executed_steps"), _INT),
         **dict.fromkeys(("train_seconds", "evaluation_seconds", "checkpoint_seconds", "startup_seconds"), _FLOAT),
     },

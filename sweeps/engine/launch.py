@@ -280,7 +280,9 @@ def execute(driver: Driver, place: Place, words: Words, slots: int) -> None:
     """Run the driver on Ray or in this process."""
     if words.executor == "local":
         return run_here(driver, place, device="cuda" if words.resources.gpus else "cpu")
-    from sweeps.engine.search import Slots, run_on_ray  # Ray takes seconds to import; plans and local runs do without
+    # Ray takes seconds to import; plans and local runs do without
+    from sweeps.engine.joining import Slots
+    from sweeps.engine.search import run_on_ray
 
     address = {"auto": running_ray(), "local": None}.get(words.cluster, words.cluster)
     given = words.resources

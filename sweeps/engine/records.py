@@ -238,6 +238,7 @@ def _ledger_rows(spec: Spec, entries: Sequence[Entry], index: Index) -> list[dic
                     "startup_seconds": commit.startup_seconds,
                     "device": commit.device,
                     "job": commit.job,
+                    "node": commit.node,
                     "started_at": commit.started_at,
                     "status": commit.status,
                 }

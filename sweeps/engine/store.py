@@ -14,6 +14,7 @@ states are safetensors, all else is JSON.
 import hashlib
 import json
 import os
+import platform
 import re
 import tempfile
 import uuid
@@ -61,6 +62,7 @@ class Commit:
     started_at: str
     lost_keys: tuple[str, ...]
     lanes: int = 1  # that trained together; its seconds are attributed unless it trained alone
+    node: str = ""  # the name of the machine that ran it, as far as it was written down
 
 
 @dataclass
@@ -151,6 +153,7 @@ class Store:
             device=device,
             job=job,
             started_at=started_at,
+            node=platform.node(),
         )
         self._put_sealed(name, asdict(commit))
         return commit
@@ -186,6 +189,7 @@ class Store:
                 job=job,
                 started_at=started_at,
                 lanes=together,
+                node=platform.node(),
             )
             for place, (root_key, stage) in enumerate(lanes)
         ]

@@ -13,7 +13,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from sweeps.engine.search import Slots, check_cluster
+from sweeps.engine.joining import Slots, check_cluster
 from sweeps.engine.words import Refused
 
 ROOT = Path(__file__).parents[2]

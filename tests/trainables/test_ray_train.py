@@ -14,9 +14,10 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from sweeps.engine.driver import Driver, Entry
+from sweeps.engine.joining import Slots
 from sweeps.engine.local import run_here
 from sweeps.engine.plan import make_trial
-from sweeps.engine.search import JobSearcher, Slots, run_on_ray
+from sweeps.engine.search import JobSearcher, run_on_ray
 from sweeps.engine.store import Store
 from sweeps.engine.worker import Job, Place
 from trainables import wsd
