@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.engine.samplers import DIRECTIONS, Outcome, complete, failed, pruned
 
+CHECKSUM = "crc32"
+
 
 class Lines(JournalFileBackend):
     """A journal's file. A line is in it at once, so a killed process loses none; `Proposals.sync` does for the machine.
 
-    No lock per line either: the journal's own lock is held as long as it is open.
+    No lock per line either: the journal's own lock is held as long as it is open. Each line carries a checksum of the
+    rest of it, of which Optuna takes no notice.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,21 +33,48 @@ class Lines(JournalFileBackend):
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         with self.path.open("ab") as file:
-            file.writelines(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
+            file.writelines(_line({**log, CHECKSUM: _checksum(log)}) + b"\n" for log in logs)
 
 
 def open_study(path: Path) -> optuna.Study | None:
     """Optuna's study in a journal file, None if there is none yet. RuntimeError for a damaged file."""
     if not path.exists():
         return None
-    try:
+    with damage_told(path):
+        _check(path.read_bytes())
         storage = _storage(path)
         return optuna.load_study(study_name=None, storage=storage) if storage.get_all_studies() else None
-    except (ValueError, KeyError, TypeError) as error:
+
+
+@contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """What reading a journal raises when a line is not what was written, as one RuntimeError with the way out."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, RecursionError) as error:
         raise RuntimeError(
             f"the journal {path} is damaged ({type(error).__name__}: {error}); move it away and run again: "
             "the same proposals are made again, and finished trials are answered from the store"
         ) from error
+
+
+def _check(content: bytes) -> None:
+    """Raises ValueError for a line that does not match its checksum. Lines of before there were any have none."""
+    checked = False
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+        log = json.loads(line)
+        checksum = log.pop(CHECKSUM, None)
+        if checksum != _checksum(log) and (checked or checksum is not None):
+            raise ValueError(f"line {number} does not match its checksum")
+        checked = checked or checksum is not None
+
+
+def _line(log: Mapping[str, Any]) -> bytes:
+    return json.dumps(log, separators=(",", ":")).encode()
+
+
+def _checksum(log: Mapping[str, Any]) -> int:
+    return zlib.crc32(_line(log))
 
 
 def new_study(path: Path, goals: Sequence[str]) -> optuna.Study:

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search_spaces import Space
-from sweeps.engine.journal import drop_torn_line, new_study, open_study, outcome_of
+from sweeps.engine.journal import damage_told, drop_torn_line, new_study, open_study, outcome_of
 from sweeps.engine.samplers import (
     ADAPTIVE,
     STATES,
@@ -143,7 +143,8 @@ class Proposals:
         if path is not None and record:
             self._open_to_write(path, header)
         elif path is not None and path.exists():
-            self._read(open_study(path))
+            with damage_told(path):
+                self._read(open_study(path))
         return self
 
     def ask(self) -> Proposal | None:
@@ -300,9 +301,10 @@ class Proposals:
         try:
             drop_torn_line(path)
             journal = open_study(path) or new_study(path, self._goals)
-            if "header" not in journal.user_attrs:
-                journal.set_user_attr("header", header)
-            self._read(journal)
+            with damage_told(path):
+                if "header" not in journal.user_attrs:
+                    journal.set_user_attr("header", header)
+                self._read(journal)
             self._journal = journal
         except BaseException:
             self.close()

@@ -8,29 +8,40 @@
 
 Files are named by their content and moved into place whole; a manifest carries the checksums of what it names and of
 itself. What does not match is reported and counts as never having been written. Nothing is executed from a file:
-states are safetensors, all else is JSON.
+states are safetensors, all else is JSON of stated types, and links, pipes and devices are not opened.
 """
 
 import hashlib
 import json
 import os
 import platform
-import re
+import stat
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from trainables.study import Row, Stage, Tensors
 
 FORMAT = 1
-STATE_FILE = re.compile(r"[0-9a-f]{64}\.safetensors")
+WRITING = ".writing-"
+ABANDONED_SECONDS = 24 * 3600  # a file that has been in the writing so long belongs to a process that was killed
+
+# JSON as it must be: nothing is converted, nothing is left over. Losses may be NaN, times and counts may not.
+TYPED = ConfigDict(strict=True, extra="forbid", revalidate_instances="always")
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+RowsFile = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\.json$")]
+StateFile = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\.safetensors$")]
 
 
 class DamagedStore(Exception):
@@ -41,28 +52,35 @@ class DamagedStore(Exception):
 class Commit:
     """A committed stage as its manifest tells it. `name` is the manifest's file name."""
 
+    __pydantic_config__ = TYPED
+
     name: str
     study: str
     root_key: str
     key: str
-    start: int
-    stop: int
-    status: str
+    start: Count
+    stop: Count
+    status: Literal["complete", "diverged", "failed"]
     error: str | None
-    executed_steps: int
-    rows_file: str
-    state_file: str | None
-    state_bytes: int
-    train_seconds: float
-    evaluation_seconds: float
-    checkpoint_seconds: float
-    startup_seconds: float
+    executed_steps: Count
+    rows_file: RowsFile
+    state_file: StateFile | None
+    state_bytes: Count
+    train_seconds: Seconds
+    evaluation_seconds: Seconds
+    checkpoint_seconds: Seconds
+    startup_seconds: Seconds
     device: str
     job: str
     started_at: str
     lost_keys: tuple[str, ...]
-    lanes: int = 1  # that trained together; its seconds are attributed unless it trained alone
+    lanes: Count = 1  # that trained together; its seconds are attributed unless it trained alone
     node: str = ""  # the name of the machine that ran it, as far as it was written down
+    session: str = ""  # the run of a command that trained it, likewise
+
+
+OBJECT, COMMIT, KEYS = TypeAdapter(dict[str, Any]), TypeAdapter(Commit), TypeAdapter(list[str], config=TYPED)
+ROWS, ROWS_OF_LANES = TypeAdapter(list[Row], config=TYPED), TypeAdapter(list[list[Row]], config=TYPED)
 
 
 @dataclass
@@ -107,22 +125,29 @@ class Index:
 class Store:
     """The store of one results folder. Raises PermissionError or OSError, with the path, when it cannot be written."""
 
-    def __init__(self, results: str | Path):
-        self.folder = Path(results) / "store"
+    def __init__(self, results: str | Path, session: str = ""):
+        self.folder, self.session = Path(results) / "store", session
         self.stages, self.rows, self.states = (self.folder / name for name in ("stages", "rows", "states"))
         self.packs = self.folder / "packs"
 
     def prepare(self) -> None:
-        """Make the folders and prove that a file can be written there."""
+        """Make the folders, take away what killed processes left half written, prove that a file can be written."""
         try:
             for folder in (self.stages, self.rows, self.states):
                 folder.mkdir(parents=True, exist_ok=True)
+            self._take_away_abandoned()
             with tempfile.TemporaryFile(dir=self.folder) as probe:
                 probe.write(b"x")
         except OSError as error:
             raise OSError(
                 f"cannot write to {self.folder}: {error}; free space there or choose results=FOLDER"
             ) from error
+
+    def _take_away_abandoned(self) -> None:
+        for path in self.folder.rglob(f"{WRITING}*"):
+            with suppress(FileNotFoundError):  # its writer has just moved it into place
+                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                    path.unlink()
 
     def commit(
         self,
@@ -154,6 +179,7 @@ class Store:
             job=job,
             started_at=started_at,
             node=platform.node(),
+            session=self.session,
         )
         self._put_sealed(name, asdict(commit))
         return commit
@@ -190,6 +216,7 @@ class Store:
                 started_at=started_at,
                 lanes=together,
                 node=platform.node(),
+                session=self.session,
             )
             for place, (root_key, stage) in enumerate(lanes)
         ]
@@ -203,11 +230,11 @@ class Store:
             values = self._sealed(path)
             many = "ended" in values
             commits = [_commit(path, one) for one in (values["ended"] if many else [values])]
-            payload = (self.rows / commits[0].rows_file).read_bytes()
+            payload = _read(self.rows / commits[0].rows_file)
             if _sha(payload) + ".json" != commits[0].rows_file:
                 raise DamagedStore(f"{self.rows / commits[0].rows_file} does not match its checksum")
-            rows = json.loads(payload) if many else [json.loads(payload)]
-            return [(commit, [Row(**row) for row in own]) for commit, own in zip(commits, rows, strict=True)]
+            rows = ROWS_OF_LANES.validate_json(payload) if many else [ROWS.validate_json(payload)]
+            return list(zip(commits, rows, strict=True))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise DamagedStore(f"{path} cannot be read: {error}") from error
 
@@ -217,14 +244,14 @@ class Store:
         self._put(self._manifest(name), sealed.encode())
 
     def _sealed(self, path: Path) -> dict[str, Any]:
-        sealed = json.loads(path.read_bytes())
+        sealed = OBJECT.validate_json(_read(path))
         content = sealed["content"]
         if _sha(content.encode()) != sealed["sha256"]:
             raise DamagedStore(f"{path} does not match its checksum")
-        values = json.loads(content)
+        values = OBJECT.validate_json(content)
         if values.pop("format") != FORMAT:
             raise DamagedStore(f"{path} has another format; this version writes format {FORMAT}")
-        return dict(values)
+        return values
 
     def names(self) -> Iterator[str]:
         return (path.name for path in sorted(self.stages.glob("*/*.json")))
@@ -250,6 +277,7 @@ class Store:
         """The tensors of a kept state. Raises DamagedStore when the file does not match its name."""
         path = self._state(commit)
         try:
+            _refuse_all_but_files(path)
             if _sha_file(path) + ".safetensors" != path.name:
                 raise DamagedStore(f"{path} does not match its checksum; delete it and its stage is trained again")
             return load_file(path)
@@ -315,16 +343,27 @@ def _told_by(stage: Stage) -> dict[str, Any]:
 
 
 def _commit(path: Path, values: Mapping[str, Any]) -> Commit:
-    commit = Commit(**{**values, "lost_keys": tuple(values["lost_keys"])})
-    if commit.state_file is not None and not STATE_FILE.fullmatch(commit.state_file):
-        raise DamagedStore(f"{path} names a state outside the store: {commit.state_file!r}")
+    commit = COMMIT.validate_python(Commit(**{**values, "lost_keys": tuple(KEYS.validate_python(values["lost_keys"]))}))
+    if commit.name.partition("#")[0] != path.name:
+        raise DamagedStore(f"{path} is the manifest of another stage: it says {commit.name!r}")
     return commit
+
+
+def _refuse_all_but_files(path: Path) -> None:
+    """Raises DamagedStore for a link, which leads out of the store, and for what never ends when it is read."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise DamagedStore(f"{path} is a link, a folder, a pipe or a device, none of which the store writes; delete it")
+
+
+def _read(path: Path) -> bytes:
+    _refuse_all_but_files(path)
+    return path.read_bytes()
 
 
 def _writing(folder: Path) -> Path:
     """A name of one's own in a folder, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f".writing-{uuid.uuid4().hex}"
+    return folder / f"{WRITING}{uuid.uuid4().hex}"
 
 
 def _sha(payload: bytes) -> str:

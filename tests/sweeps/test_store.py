@@ -15,6 +15,8 @@ import subprocess
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sweeps.engine import store as store_module
 from sweeps.engine.store import DamagedStore, Store
@@ -148,6 +150,63 @@ def test_any_flipped_bit_of_a_manifest_is_noticed(store, seed):
         assert commit.key == "ab" * 32 and len(index.rows) == 2
 
 
+@pytest.mark.parametrize("kind", ["stages", "rows"])
+def test_a_file_torn_after_any_byte_counts_as_never_written(store, kind):
+    """Every length that a write may have reached, also those at which the text happens to be whole JSON."""
+    write(store)
+    (path,) = files(store, kind)
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        index = store.scan()
+        assert not index.commits and not index.rows and len(index.damaged) == 1, length
+    path.write_bytes(whole)
+    assert len(store.scan().commits) == 1
+
+
+def test_a_state_torn_after_any_byte_is_not_loaded(store):
+    written = write(store)
+    (path,) = files(store, "states")
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DamagedStore):
+            store.load_state(written)
+    path.write_bytes(whole + b"\0")  # and one that grew
+    with pytest.raises(DamagedStore):
+        store.load_state(written)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_flipped_bits_of_rows_or_states_are_noticed(store, data):
+    shutil.rmtree(store.folder)
+    written = write(store)
+    kind = data.draw(st.sampled_from(["rows", "states"]))
+    (path,) = files(store, kind)
+    content = bytearray(path.read_bytes())
+    for bit in data.draw(st.sets(st.integers(0, 8 * len(content) - 1), min_size=1, max_size=5)):
+        content[bit // 8] ^= 1 << (bit % 8)
+    path.write_bytes(bytes(content))
+    if kind == "rows":
+        index = store.scan()
+        assert not index.commits and len(index.damaged) == 1
+    else:
+        with pytest.raises(DamagedStore):
+            store.load_state(written)
+
+
+def test_what_a_killed_process_left_half_written_goes_after_a_day_and_no_sooner(store):
+    write(store)
+    old, fresh = store.states / ".writing-old", store.stages / "ab" / ".writing-fresh"
+    for path in (old, fresh):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    store.prepare()
+    assert not old.exists() and fresh.exists()
+    assert len(store.scan().commits) == 1 and not store.scan().damaged
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_state_is_not_loaded(store, damage):
     written = write(store)
@@ -188,17 +247,115 @@ def test_a_manifest_of_another_format_is_reported_with_the_format_it_should_have
     assert "format 1" in words and written.name in words
 
 
-@pytest.mark.parametrize("field", ["state_file", "rows_file"])
-@pytest.mark.parametrize("value", ["../../../precious", "/etc/passwd", "a" * 64, "a" * 64 + ".pt"])
-def test_a_sealed_manifest_that_points_outside_the_store_is_refused(store, field, value):
-    write(store)
+def forge(store, **changed):
+    """A manifest whose checksum is right and whose content is not what the store would write."""
     (path,) = files(store, "stages")
     content = json.loads(json.loads(path.read_text())["content"])
-    content[field] = value
-    text = json.dumps(content)
+    reseal(path, json.dumps({**content, **changed}))
+    return path
+
+
+def reseal(path, text):
     path.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": text}))
+
+
+@pytest.mark.parametrize("field", ["state_file", "rows_file"])
+@pytest.mark.parametrize(
+    "value",
+    ["../../../precious", "/etc/passwd", "/dev/zero", "a" * 64, "a" * 64 + ".pt", "../rows/" + "a" * 64 + ".json", 7],
+)
+def test_a_sealed_manifest_that_points_outside_the_store_is_refused(store, field, value):
+    """/dev/zero would never end, were it opened before its name is looked at."""
+    write(store)
+    forge(store, **{field: value})
     index = store.scan()
-    assert not index.commits and len(index.damaged) == 1
+    assert not index.commits and len(index.damaged) == 1 and field in index.damaged[0]
+
+
+WRONG = {
+    "start": [-1, 1.5, "0", None, True, 2**70],
+    "executed_steps": [-5, "many"],
+    "train_seconds": [-1.0, math.inf, math.nan, "long"],
+    "status": ["complete ", "", 1],
+    "lost_keys": [[1], "ab", {}],
+    "error": [7],
+    "name": ["../../x.json", "another.json"],
+    "__class__": ["os.system"],
+}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_a_sealed_manifest_with_absurd_values_is_refused(store, field):
+    write(store)
+    for value in WRONG[field]:
+        path = forge(store, **{field: value})
+        index = store.scan()
+        assert not index.commits and len(index.damaged) == 1 and str(path) in index.damaged[0], value
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"ended": ' + DEEP, '{"start": ' + "9" * 10_000 + "}", "1e999", "[]", '"x"'])
+def test_json_of_absurd_depth_or_length_is_refused_whether_sealed_or_not(store, text):
+    write(store)
+    (path,) = files(store, "stages")
+    for forged in (lambda: reseal(path, text), lambda: path.write_text(text)):
+        forged()
+        index = store.scan()
+        assert not index.commits and len(index.damaged) == 1
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        DEEP,
+        "{}",
+        '[{"key": "k", "step": 1e400, "full": true, "metrics": {}, "arrays": {}, "knobs": {}}]',
+        '[{"key": "k", "step": 1, "full": "yes", "metrics": {}, "arrays": {}, "knobs": {}}]',
+        '[{"key": "k", "step": 1, "full": true, "metrics": {"loss": "low"}, "arrays": {}, "knobs": {}}]',
+        '[{"key": "k", "step": 1, "full": true, "metrics": {"loss": [1]}, "arrays": {}, "knobs": {}}]',
+        '[{"key": "k", "step": 1, "full": true, "metrics": {}, "arrays": {}, "knobs": {}, "_asdict": 1}]',
+    ],
+)
+def test_rows_that_are_not_of_their_types_are_refused_though_all_checksums_are_right(store, rows):
+    write(store)
+    name = hashlib.sha256(rows.encode()).hexdigest() + ".json"
+    (store.rows / name).write_text(rows)
+    forge(store, rows_file=name)
+    index = store.scan()
+    assert not index.commits and not index.rows and len(index.damaged) == 1
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(value=st.floats(allow_nan=False), whole=st.integers(-(2**53), 2**53))
+def test_every_number_comes_back_to_the_bit(store, value, whole):
+    shutil.rmtree(store.folder, ignore_errors=True)
+    stage = a_stage(loss=value)
+    stage.rows[0].metrics["count"] = whole
+    write(store, stage)
+    rows = list(store.scan().rows.values())
+    assert [row.metrics["select/loss"] for row in rows] == [value, value] and rows[0].metrics["count"] == whole
+
+
+@pytest.mark.parametrize("kind", ["stages", "rows", "states"])
+@pytest.mark.parametrize("what", ["link", "pipe"])
+def test_links_and_pipes_among_the_files_are_not_opened(store, tmp_path, kind, what):
+    """A link leads out of the store, also where what it leads to has the right checksum; a pipe is never at its end."""
+    written = write(store)
+    (path,) = files(store, kind)
+    if what == "link":
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        path.unlink()
+        os.mkfifo(path)
+    if kind == "states":
+        with pytest.raises(DamagedStore, match=r"is a link, a folder, a pipe or a device"):
+            store.load_state(written)
+    else:
+        index = store.scan()
+        assert not index.commits and "is a link, a folder, a pipe or a device" in index.damaged[0]
 
 
 # Nothing is executed
