@@ -39,7 +39,7 @@ from trainables.common.benign.samples import (
     open_source,
     splits,
 )
-from trainables.common.data.batches import draws, worker_rows
+from trainables.common.data.batches import draws, equal_rows, worker_rows
 from trainables.common.models.mlp import MLP, mlp_parameters
 from trainables.common.models.resnet import Norm, ResNet, forward_flops_per_image
 from trainables.common.optimizers import make_optimizer
@@ -145,6 +145,16 @@ def make_model(root: Root, taught: int) -> torch.nn.Module:
     return ResNet(root.shape[0], root.classes, root.width, root.blocks, root.norm, generator=generator)
 
 
+def check_workers(root: Root, workers: int) -> None:
+    """Raise ValueError where so many workers cannot share the training of a root."""
+    equal_rows(root, workers)
+    if workers > 1 and root.model == "resnet" and root.norm == "batch":
+        raise ValueError(
+            "norm=batch needs one worker, since each keeps running statistics of its own samples and would choose "
+            f"and relabel by its own, got {workers}; take norm=group or norm=none, or one worker"
+        )
+
+
 class Training(TrainingState):
     """Net, optimizer and labels; of the watch on the held-out samples, what was best since training last began.
 
@@ -154,11 +164,7 @@ class Training(TrainingState):
 
     def __init__(self, root: Root, run: Run):
         self.root = root
-        if run.workers > 1 and root.model == "resnet" and root.norm == "batch":
-            raise ValueError(
-                "norm=batch needs one worker, since each keeps running statistics of its own samples and would choose "
-                f"and relabel by its own, got {run.workers}; take norm=group or norm=none, or one worker"
-            )
+        check_workers(root, run.workers)
         source = open_source(root.data, root.image_size)
         if source.sha != root.data_sha:
             raise ValueError(
@@ -334,6 +340,7 @@ STUDY: StagedStudy = StagedStudy(
     start=start,
     advance=advance,
     measure=measure,
+    check_workers=check_workers,
     measured_at=measured_at,
     tiny=Config(
         data="digits",

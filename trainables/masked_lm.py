@@ -16,7 +16,7 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 
-from trainables.common.data.batches import Windows, evaluation_windows, window_starts, worker_rows
+from trainables.common.data.batches import Windows, equal_rows, evaluation_windows, window_starts, worker_rows
 from trainables.common.data.corpora import Corpus
 from trainables.common.data.masking import FRAME, MaskedRows, masked_rows, masked_tokens, unigram_nats
 from trainables.common.data.wordpiece import Masking, open_encoded
@@ -253,6 +253,7 @@ STUDY: StagedStudy = StagedStudy(
     start=start,
     advance=advance,
     measure=measure,
+    check_workers=equal_rows,
     tiny=Config(
         budget_steps=40,
         warmup_steps=4,

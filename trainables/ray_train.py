@@ -59,6 +59,9 @@ class InProcessRun:
     def should_stop(self) -> bool:
         return self.stop()
 
+    def slowest(self, seconds: float) -> float:
+        return seconds
+
 
 def in_this_process(loop: Callable[[], Any]) -> Any:
     """Run `loop` under a TorchTrainer in Train's local mode: no worker processes, no placement group."""
@@ -107,6 +110,9 @@ class WorkerGroupRun:
     def should_stop(self) -> bool:
         return any(self._all_say("stop?", self.stop()))
 
+    def slowest(self, seconds: float) -> float:
+        return max(self._all_say("seconds", seconds))
+
     def meet(self, doing: str, error: Exception | None) -> None:
         """Wait for all workers at the end of `doing`. Raises Parted when only some of them raised."""
         failed = self._all_say(doing, error is not None)
@@ -116,17 +122,17 @@ class WorkerGroupRun:
                 f"of {self.workers} workers only {ranks} raised in {doing}; see their own traceback"
             ) from error
 
-    def _all_say(self, doing: str, word: bool) -> list[bool]:
+    def _all_say(self, doing: str, word: float) -> list[float]:
         """The word of every worker. Raises Parted when one of them does something else, or does not come."""
-        own = torch.tensor([zlib.crc32(doing.encode()), int(word)])
+        own = torch.tensor([zlib.crc32(doing.encode()), word], dtype=torch.float64)
         said = [torch.empty_like(own) for _ in range(self.workers)]
         try:
             torch.distributed.all_gather(said, own, group=self._talk)
         except RuntimeError as lost:
             raise Parted(f"worker {self.rank} of {self.workers} lost the others in {doing}: {lost}") from lost
-        if any(int(other[0]) != int(own[0]) for other in said):
+        if any(other[0] != own[0] for other in said):
             raise Parted(f"worker {self.rank} of {self.workers} is at {doing}, and another one is not")
-        return [bool(other[1]) for other in said]
+        return [float(other[1]) for other in said]
 
 
 def sharded(model: torch.nn.Module, workers: int) -> torch.nn.Module:

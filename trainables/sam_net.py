@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
 from trainables.common.curvature import Hessian, hutchinson_trace, top_eigenvalues
-from trainables.common.data.batches import worker_rows
+from trainables.common.data.batches import equal_rows, worker_rows
 from trainables.common.lanes import Lanes, inverse_length
 from trainables.common.models.resnet import Norm, ResNet, forward_flops_per_image, running_statistics_held
 from trainables.common.sam import ascent
@@ -76,6 +76,13 @@ def root(config: Config) -> Root:
     )
 
 
+def check_workers(root: Root, workers: int) -> None:
+    """Raise ValueError where so many workers cannot share the training of a root."""
+    equal_rows(root, workers)
+    if workers > 1 and root.norm == "batch":
+        raise ValueError("norm=batch would keep other statistics on each worker; take norm=none or group")
+
+
 class Training(TrainingState):
     """The net and its optimizer with the images; `extra` counts what was spent and how long SAM has worked."""
 
@@ -87,8 +94,7 @@ class Training(TrainingState):
         self.weights = dict(self.network.named_parameters())
         if any(isinstance(weight, DTensor) for weight in self.weights.values()):
             raise ValueError("sam_net keeps a whole copy of the net on each worker; take parallel=ddp")
-        if run.workers > 1 and root.norm == "batch":
-            raise ValueError("norm=batch would keep other statistics on each worker; take norm=none or group")
+        check_workers(root, run.workers)
         # The rate is set at every step.
         optimizer = torch.optim.SGD(
             self.weights.values(), lr=0.0, momentum=root.momentum, weight_decay=root.weight_decay
@@ -272,6 +278,7 @@ STUDY: StagedStudy = StagedStudy(
     start=start,
     advance=advance,
     measure=measure,
+    check_workers=check_workers,
     measured_at=measured_at,
     tiny=Config(
         train_size=128,

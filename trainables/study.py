@@ -63,6 +63,7 @@ class Run(Protocol):
     def report(self, **row: Any) -> None: ...
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module: ...
     def should_stop(self) -> bool: ...
+    def slowest(self, seconds: float) -> float: ...  # over all workers, the same on each
 
 
 class LaneRun(Protocol):
@@ -85,7 +86,7 @@ class Diverged(Exception):
 
 
 class Stopped(Exception):
-    """The run was asked to stop (Ctrl-C, a time limit). What was committed stays."""
+    """The run was asked to stop (Ctrl-C, a time limit, a node that goes away). What was committed stays."""
 
 
 @dataclass
@@ -106,6 +107,9 @@ class LocalRun:
 
     def should_stop(self) -> bool:
         return self.stop()
+
+    def slowest(self, seconds: float) -> float:
+        return seconds
 
 
 def measured_on_grid(root: Any, timeline: Timeline) -> dict[int, bool]:
@@ -212,7 +216,8 @@ class StagedStudy(Study):
     measure: (state, run, full) -> metrics by name; numbers, or in full also lists of numbers (kept, not plotted).
     step_cost: knobs -> FLOPs of a step over those of `units`, which are of a plain step: SAM takes two gradients.
     files: root -> what a model needs beside its weights, by file name. branch: (config, at step, decay steps, shape) ->
-    the config that leaves this one's timeline at a step and decays.
+    the config that leaves this one's timeline at a step and decays. check_workers: (root, workers) -> None; raises
+    ValueError where so many workers cannot share its training, before anything starts.
     """
 
     root: Callable[[Any], Any]
@@ -224,6 +229,7 @@ class StagedStudy(Study):
     step_cost: Callable[[Mapping[str, float]], float] = lambda knobs: 1.0
     files: Callable[[Any], Mapping[str, bytes]] | None = None
     branch: Callable[[Any, int, int, str], Any] | None = None
+    check_workers: Callable[[Any, int], None] = lambda root, workers: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,8 +313,8 @@ class Row(NamedTuple):
 class Branch:
     """A stage, start .. stop, and what follows it: the unit that `walk` trains, commits and forks after.
 
-    `placed` are the segments it runs through, `points` the measurements in (start, stop], `keep` whether the state at
-    its end is committed too, `key` that state's key.
+    `placed` are the segments of its way from step 0 on, `points` the measurements in (start, stop], `keep` whether the
+    state at its end is committed too, `key` that state's key.
     """
 
     key: str

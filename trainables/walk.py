@@ -3,6 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
@@ -26,9 +27,11 @@ from trainables.study import (
     Stopped,
     Tensors,
     alone,
+    state_key,
 )
 
 ON_DEVICE_BYTES = 2 * 2**30
+ASK_SECONDS = 1.0  # of training, between two looks at whether the run should stop
 
 
 def clone(tensors: Tensors) -> Tensors:
@@ -53,13 +56,15 @@ def walk(
     """Train a forest of branches that start from one state: `state`, by default at step 0, with `tensors` loaded.
 
     Each stage is handed to `commit` when it ends. Small branches go first, so that at most one copy of the state per
-    depth is alive. A diverged stage, or one that raises, ends its branch; the others go on. Raises Stopped when the
-    run is asked to stop.
+    depth is alive. A diverged stage, or one that raises, ends its branch; the others go on. When the run is asked to
+    stop, the steps of the stage that it is in are committed as a stage of their own, whose state is kept: nothing that
+    was trained is lost. Then it raises Stopped.
     """
     state = study.start(root, run) if state is None else state
     if tensors is not None:
         state.load_tensors(tensors)
     waiting: list[tuple[Branch, Tensors | None]] = []
+    stretch = _Stretch()
 
     def push(children: Sequence[Branch], fork: Tensors | None) -> None:
         largest_first = sorted(children, key=lambda child: child.total_steps, reverse=True)
@@ -68,20 +73,41 @@ def walk(
     push(branches, clone(state.tensors()) if len(branches) > 1 else None)
     while waiting:
         branch, fork = waiting.pop()
-        stage = Stage(branch, [], None, Cost(), 0)
+        stage, stopped = Stage(branch, [], None, Cost(), 0), False
         try:
             if fork is not None:
                 state.load_tensors(fork)
-            _train_stage(study, stage, state, run)
+            stopped = _train_stage(study, stage, state, run, stretch)
+            if stopped:
+                stage.branch = cut_short(branch, study.root_key(root), branch.start + stage.executed_steps)
             fork = _cloned(stage, state)
-        except Stopped:
-            raise
         except Exception:
             stage.status, stage.error = "failed", traceback.format_exc()
         if stage.status == "complete":
-            push(branch.children, fork if len(branch.children) > 1 else None)
-            stage.tensors = fork if branch.keep else None
-        commit(stage)
+            push(stage.branch.children, fork if len(stage.branch.children) > 1 else None)
+            stage.tensors = fork if stage.branch.keep else None
+        if stage.executed_steps or not stopped:
+            commit(stage)
+        if stopped:
+            raise Stopped(f"stopped at step {stage.branch.stop}")
+
+
+def cut_short(branch: Branch, root_key: str, step: int) -> Branch:
+    """The part of a stage up to a step, as a stage that keeps its state: a state key knows only what was trained."""
+    points = tuple(point for point in branch.points if point.step <= step)
+    key = state_key(root_key, branch.placed, step)
+    return replace(branch, key=key, stop=step, points=points, keep=True, children=())
+
+
+@dataclass
+class _Stretch:
+    """How many steps are trained before the run is asked again whether to stop: what about ASK_SECONDS are good for."""
+
+    steps: int = 1
+
+    def trained(self, steps: int, seconds: float) -> None:
+        worth = int(ASK_SECONDS * steps / max(seconds, 1e-9))
+        self.steps = max(1, min(2 * self.steps, worth))
 
 
 def _cloned(stage: Stage, state: State) -> Tensors | None:
@@ -94,20 +120,22 @@ def _cloned(stage: Stage, state: State) -> Tensors | None:
     return tensors
 
 
-def _train_stage(study: StagedStudy, stage: Stage, state: State, run: Run) -> None:
+def _train_stage(study: StagedStudy, stage: Stage, state: State, run: Run, stretch: _Stretch) -> bool:
+    """Train and measure until the stage ends, or the run is asked to stop: was it?"""
     branch = stage.branch
     points = {point.step: point for point in branch.points}
     for placed in branch.placed:
         step, stop = max(placed.start, branch.start), min(placed.stop, branch.stop)
         while step < stop:
             if run.should_stop():
-                raise Stopped(f"stopped at step {step}")
-            span = Span(step, min([stop, *(cut for cut in points if cut > step)]))
+                return True
+            span = Span(step, min([stop, step + stretch.steps, *(cut for cut in points if cut > step)]))
             began = time.perf_counter()
             study.advance(state, placed, span, run)
             _wait_for(run.device)
             trained = time.perf_counter()
             stage.cost.train_seconds += trained - began
+            stretch.trained(span.stop - step, run.slowest(trained - began))
             step = span.stop
             stage.executed_steps = step - branch.start
             if step in points:
@@ -116,7 +144,8 @@ def _train_stage(study: StagedStudy, stage: Stage, state: State, run: Run) -> No
                 stage.cost.evaluation_seconds += time.perf_counter() - trained
                 if not all(isfinite(value) for value in row.metrics.values()):
                     stage.status, stage.error = "diverged", str(Diverged(step, row.metrics))
-                    return
+                    return False
+    return False
 
 
 def _measure(study: StagedStudy, state: State, run: Run, point: Point, knobs: dict[str, float]) -> Row:

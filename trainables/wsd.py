@@ -18,7 +18,7 @@ import torch.distributed
 import torch.nn.functional as F
 
 from trainables.common import flops, imports
-from trainables.common.data.batches import Windows, batch, evaluation_windows
+from trainables.common.data.batches import Windows, batch, equal_rows, evaluation_windows
 from trainables.common.data.corpora import Corpus, open_corpus
 from trainables.common.models.llama import Llama, LlamaShape
 from trainables.common.optimizers import make_optimizer
@@ -282,4 +282,5 @@ STUDY: StagedStudy = StagedStudy(
     describe=describe,
     files=files,
     branch=branch,
+    check_workers=equal_rows,
 )

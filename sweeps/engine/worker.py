@@ -43,6 +43,7 @@ class Place:
     paths: tuple[str, ...] = ()
     threads: int = 1
     pack: int | None = None
+    session: str = ""  # the run of a command that these jobs belong to
 
     def stop_asked(self) -> bool:
         return Path(self.stop_file).exists()
@@ -64,7 +65,7 @@ def run_job(job: Job, place: Place, run: Run, tell: Callable[[Told], None]) -> N
     What a study raises becomes a committed stage with status "failed" and its traceback; the other items go on.
     """
     sys.path.extend(path for path in place.paths if path not in sys.path)
-    store = Store(place.results)
+    store = Store(place.results, place.session)
     if isinstance(job.items[0][0].study, FusedStudy):
         _train_packs(job, place, store, run, tell)
         return
@@ -92,7 +93,7 @@ class _Committer:
     run: Run
     tell: Callable[[Told], None]
     since: float = field(default_factory=time.perf_counter)
-    started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    started_at: str = field(default_factory=lambda: _now())
 
     def __call__(self, stage: Stage) -> None:
         spent = stage.cost.train_seconds + stage.cost.evaluation_seconds + stage.cost.checkpoint_seconds
@@ -109,13 +110,13 @@ class _Committer:
             told = Told(committed=(written.name,))
         self.tell(told)
         self.since = time.perf_counter()
-        self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self.started_at = _now()
 
 
 def _train_packs(job: Job, place: Place, store: Store, run: Run, tell: Callable[[Told], None]) -> None:
     """Train a job's lanes, which are of one shape, in packs of the size that pays."""
     reset_process(threads=place.threads)
-    began = time.perf_counter()
+    began, started_at = time.perf_counter(), _now()
     items = [item for item, _ in job.items]
     study = items[0].study
     assert isinstance(study, FusedStudy)
@@ -125,12 +126,12 @@ def _train_packs(job: Job, place: Place, store: Store, run: Run, tell: Callable[
     for first in range(0, len(items), size):
         reset_process(threads=place.threads)
         pack = items[first : first + size]
-        commit = _LaneCommitter(store, job, pack, run, tell, startup)
+        commit = _LaneCommitter(store, job, pack, run, tell, startup, started_at)
         try:
             train_pack(study, configs[first : first + size], run, commit=commit, heed=commit.write_due)
         finally:
             commit.write()
-        startup = 0.0
+        startup, started_at = 0.0, _now()
 
 
 @dataclass
@@ -144,9 +145,9 @@ class _LaneCommitter:
     run: Run
     tell: Callable[[Told], None]
     startup: float
+    started_at: str
     ended: list[tuple[str, Stage]] = field(default_factory=list)
     written_at: float = field(default_factory=time.monotonic)
-    started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def __call__(self, lane: int, stage: Stage) -> None:
         self.ended.append((self.items[lane].root_key, stage))
@@ -186,10 +187,10 @@ def _walk(item: Item, run: Run, commit: Callable[[Stage], None], tensors: dict[s
     walk(item.study, item.root, [item.branch], run, commit=commit, tensors=tensors, state=state)
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def device_name(device: torch.device) -> str:
     """What the ledger calls a device: "cpu", or the GPU's own name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def longest_first(items: Sequence[Item]) -> list[Item]:
-    return sorted(items, key=lambda item: (-item.steps, item.branch.key))

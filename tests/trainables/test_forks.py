@@ -1,11 +1,13 @@
 """Forked, cut, resumed and interrupted training against the same config trained straight, compared bit by bit."""
 
+import copy
 import math
 import multiprocessing
 import random
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import pairwise
 
 import pytest
@@ -13,6 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sweeps.engine.items import items
 from sweeps.engine.plan import make_trial, plan
@@ -21,7 +25,8 @@ from sweeps.engine.worker import Job, Place, run_job
 from trainables import wsd
 from trainables.common.process import reset_process
 from trainables.common.timeline import Placed, place, segment
-from trainables.study import Branch, LocalRun, Point, alone, state_key
+from trainables.ray_train import sharded
+from trainables.study import Branch, LocalRun, Point, Stopped, alone, state_key
 from trainables.toys import QUADRATIC
 from trainables.toys import Config as Quadratic
 from trainables.walk import train, walk
@@ -182,6 +187,100 @@ def test_every_cut_goes_on_from_its_file_in_a_fresh_process(name, count, fresh_p
         later, end = fresh_process.submit(go_on_in_a_fresh_process, name, config, steps, at, path).result()
         assert later == [row for row in rows if row.step > at]
         assert_same_tensors(load_file(end), tensors)
+
+
+class AskedAt(LocalRun):
+    """A run whose n-th look at whether to stop is answered with yes."""
+
+    def __init__(self, asks: int):
+        super().__init__()
+        self.asks = asks
+
+    def should_stop(self) -> bool:
+        self.asks -= 1
+        return self.asks < 0
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("asks", [1, 2, 3, 5, 8])
+def test_a_walk_that_is_asked_to_stop_keeps_all_that_it_has_trained(name, asks):
+    """The stage that it is in ends there, under the key of that state, and training goes on from it bit for bit."""
+    study, config = STUDIES[name], TINY[name]
+    root, whole = alone(study, config)
+    done = []
+    with pytest.raises(Stopped, match="stopped at step") as caught:
+        walk(study, root, [cut(name, config, [15])], AskedAt(asks), commit=done.append)
+    step = done[-1].branch.stop
+    assert str(caught.value) == f"stopped at step {step}" and 0 < step < whole.stop
+    assert [stage.branch.stop for stage in done[:-1]] == ([15] if step > 15 else [])
+    assert done[-1].branch.key == state_key(study.root_key(root), whole.placed, step)
+    assert sum(stage.executed_steps for stage in done) == step
+    (rest,) = cut(name, config, [step]).children
+    last = walked(name, config, [rest], tensors=done[-1].tensors)[rest.key]
+    rows, tensors = straight(name, config)
+    assert [row for stage in (*done, last) for row in stage.rows] == rows
+    assert_same_tensors(last.tensors, tensors)
+
+
+def test_a_walk_that_is_asked_to_stop_before_its_first_step_commits_nothing():
+    committed = []
+    root, whole = alone(QUADRATIC, TINY["quadratic"])
+    with pytest.raises(Stopped, match="stopped at step 0"):
+        walk(QUADRATIC, root, [whole], AskedAt(0), commit=committed.append)
+    assert committed == []
+
+
+@dataclass
+class Wrapped(LocalRun):
+    """One worker whose model is wrapped as in a group of several."""
+
+    around: Callable[[nn.Module], nn.Module] = nn.Identity
+
+    def wrap(self, model):
+        return self.around(model)
+
+
+WRAPPERS = {
+    "ddp": DistributedDataParallel,
+    "fsdp": lambda model: sharded(model, 1),
+    "compile": lambda model: model,
+    "ddp and compile": DistributedDataParallel,
+}
+
+
+@pytest.fixture
+def one_worker(tmp_path):
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_forks_of_wrapped_models_have_the_bare_models_names_and_copy_no_module(wrapper, one_worker, monkeypatch):
+    """Copies of a wrapped module would be torn from their group, hooks and compiled code: any attempt raises here."""
+
+    def refuse(module, memo):
+        raise AssertionError(f"a fork copied a {type(module).__name__}")
+
+    eager = partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", eager)
+    config = TINY["wsd"]
+    branch = with_decoys(cut("wsd", config, [7, 15]), lr=0.05)
+    plain = walked("wsd", config, [branch])
+    compiled = replace(config, compile="compile" in wrapper)
+    wrapped = with_decoys(cut("wsd", compiled, [7, 15]), lr=0.05)
+    monkeypatch.setattr(nn.Module, "__deepcopy__", refuse, raising=False)
+    with pytest.raises(AssertionError, match="a fork copied a Linear"):
+        copy.deepcopy(nn.Linear(1, 1))
+    stages = walked("wsd", compiled, [wrapped], run=Wrapped(around=WRAPPERS[wrapper]))
+    for key, bare in zip(chain_of(wrapped), chain_of(branch), strict=True):
+        ours, theirs = stages[key].tensors, plain[bare].tensors
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+        for one, other in zip(stages[key].rows, plain[bare].rows, strict=True):
+            assert one.metrics == pytest.approx(other.metrics, abs=1e-5)
 
 
 def family(name: str) -> list:

@@ -14,12 +14,12 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from sweeps.engine.driver import Driver, Entry
-from sweeps.engine.joining import Slots
 from sweeps.engine.local import run_here
 from sweeps.engine.plan import make_trial
 from sweeps.engine.search import JobSearcher, run_on_ray
 from sweeps.engine.store import Store
 from sweeps.engine.worker import Job, Place
+from sweeps.nodes.joining import Slots
 from trainables import wsd
 from trainables.ray_train import (
     InProcessRun,
@@ -207,8 +207,8 @@ def test_why_a_job_died_reaches_the_driver():
         def heard(self, told):
             assert not told.committed
 
-        def ended(self, name, error):
-            self.error = f"{name}: {error}"
+        def ended(self, name, error=None, preempted=False):
+            self.error, self.preempted = f"{name}: {error}", preempted
 
     driver = Heard()
     searcher = JobSearcher(driver, Slots(1), Place("", ""))
@@ -219,7 +219,28 @@ def test_why_a_job_died_reaches_the_driver():
         searcher.jobs["trial"] = Job("job-1", ())
         searcher.on_trial_result("trial", heard)
         searcher.on_trial_complete("trial", None, error=True)
-        assert searcher.fault is None and driver.error == f"job-1: {said}"
+        assert searcher.fault is None and driver.error == f"job-1: {said}" and not driver.preempted
+
+
+def test_a_job_that_dies_with_its_node_or_gives_way_to_a_notice_does_not_count_as_one_that_fails():
+    class Heard:
+        def heard(self, told):
+            pass
+
+        def ended(self, name, error=None, preempted=False):
+            self.told = name, error is not None, preempted
+
+    lost = [0]
+    driver = Heard()
+    searcher = JobSearcher(driver, Slots(1), Place("", ""), lambda: lost[0])
+    searcher.jobs["trial"], searcher.lost_before["trial"] = Job("job-1", ()), 0
+    lost[0] = 1
+    searcher.on_trial_complete("trial", None, error=True)
+    assert searcher.fault is None and driver.told == ("job-1", True, True)
+    searcher.jobs["trial"], searcher.lost_before["trial"] = Job("job-2", ()), 1
+    searcher.on_trial_result("trial", {"told": '{"gave_way": true}'})
+    searcher.on_trial_complete("trial", None, error=True)
+    assert searcher.fault is None and driver.told == ("job-2", False, False) and not searcher.gave_way
 
 
 def test_unknown_and_doubled_fields_are_refused_before_training():
@@ -294,11 +315,12 @@ def test_an_error_on_one_worker_alone_ends_the_group_and_one_on_all_is_the_branc
         train(together(study, pair), QUADRATIC.tiny, pair)
 
 
-def test_one_workers_stop_is_everybodys():
+def test_one_workers_stop_is_everybodys_and_so_is_the_slowest_ones_time():
     pair = Pair()
     assert not pair.should_stop()
-    pair._all_say = lambda doing, word: [word, True]
+    pair._all_say = lambda doing, word: [word, 1.5]
     assert pair.should_stop()
+    assert pair.slowest(0.5) == 1.5 and pair.slowest(2.5) == 2.5
 
 
 def test_without_gpus_everything_is_on_the_cpu():

@@ -4,6 +4,7 @@
 
 from dataclasses import dataclass
 from hashlib import shake_128
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +64,11 @@ def worker_rows(batch_size: int, rank: int, workers: int) -> slice:
         raise ValueError(f"batch_size must be a multiple of the workers, got {batch_size} sequences for {workers}")
     share = batch_size // workers
     return slice(rank * share, (rank + 1) * share)
+
+
+def equal_rows(root: Any, workers: int) -> None:
+    """Raise ValueError unless so many workers get equally many rows of each batch (`root.batch_size`)."""
+    worker_rows(root.batch_size, 0, workers)
 
 
 def gather(tokens: np.ndarray, starts_B: np.ndarray, context: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
