@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.claims import decide, decisions_table
-from analysis.figures import draw_all
+from analysis.figures import draw_all, schedules
 from analysis.frontier import AXES, frontier
 from analysis.opening import open_records
 from analysis.pareto import objective_named, pareto
@@ -133,6 +133,11 @@ def _figures(records: Records, words: argparse.Namespace) -> None:
         folder = Path(words.out) / f"problem{at}" if len(problems) > 1 else Path(words.out)
         for line in draw_all(each, folder, reading.figures):
             print(line)
+    if words.where:
+        print("schedule: not drawn, --where leaves trials out and a schedule is all of a sweep's")
+        return
+    for line in draw_all(records, words.out, schedules(records)):
+        print(line)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,8 @@ from analysis.choice import axis_curves
 from analysis.curves import hill_and_river, trunk
 from analysis.frontier import frontier
 from analysis.records import Records, RecordsError
+from analysis.schedule import schedule_of
+from analysis.schedule_plot import plot_schedule
 
 
 def draw_all(records: Records, folder: str | Path, figures: Mapping[str, Callable[[Records], Figure]]) -> list[str]:
@@ -23,6 +25,16 @@ def draw_all(records: Records, folder: str | Path, figures: Mapping[str, Callabl
         except RecordsError as error:
             lines.append(f"{name}: not drawn, {error}")
     return lines
+
+
+def schedules(records: Records) -> dict[str, Callable[[Records], Figure]]:
+    """The schedule of each sweep in these records, by file name."""
+    sweeps = [str(spec["sweep"]) for spec in records.sweeps if "sweep" in spec]
+
+    def of(sweep: str) -> Callable[[Records], Figure]:
+        return lambda records: plot_schedule(schedule_of(records, sweep))
+
+    return {"schedule" if len(sweeps) == 1 else f"schedule_{sweep}": of(sweep) for sweep in sweeps}
 
 
 def _both_axes(records: Records, by: str | Sequence[str]) -> Figure:

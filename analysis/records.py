@@ -51,8 +51,9 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
         **dict.fromkeys(("lr", "train/loss", "select/loss", "report/loss", "report/bits_per_byte"), _FLOAT),
     },
     "ledger": {
-        **dict.fromkeys(("sweep", "stage", "root", "device", "job", "node", "started_at", "status"), _TEXT),
-        **dict.fromkeys(("from_step", "to_step", "executed_steps"), _INT),
+        **dict.fromkeys(("sweep", "stage", "root", "device", "started_at", "status", "phase_of_schedule"), _TEXT),
+        **dict.fromkeys(("session", "job", "node"), _TEXT),
+        **dict.fromkeys(("from_step", "to_step", "executed_steps", "lanes"), _INT),
         **dict.fromkeys(("train_seconds", "evaluation_seconds", "checkpoint_seconds", "startup_seconds"), _FLOAT),
     },
 }

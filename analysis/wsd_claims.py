@@ -279,13 +279,13 @@ def _judged(evidence: Evidence, rows: pd.DataFrame) -> tuple[pd.Series, list[Edg
     if not seeds:
         return pd.Series(dtype=float), []
     matrix = select[seeds].to_numpy(dtype=float)
-    report = {str(config): same.set_index("seed")["report"] for config, same in rows.groupby("config_id")}
+    report = dict(zip(zip(rows["config_id"], rows["seed"], strict=True), rows["report"], strict=True))
     overall = select.index[int(matrix.mean(axis=1).argmin())]
     mine = rows[rows["fresh"] & (rows["config_id"] == overall)]
     losses = dict(zip(mine["seed"], mine["report"], strict=True))
     for at, seed in enumerate(seeds if len(seeds) > 1 else []):
         chosen = select.index[int(np.delete(matrix, at, axis=1).mean(axis=1).argmin())]
-        losses[seed] = float(report[str(chosen)].to_dict()[seed])
+        losses[seed] = float(report[chosen, seed])
     judged = pd.Series(losses, dtype=float)
     best = float(rows.loc[rows["config_id"] == overall, "config.peak_lr"].iloc[0])
     peaks = tuning["config.peak_lr"].dropna().unique()

@@ -4,12 +4,13 @@ An executor asks `next_job` for work, tells `heard` what its jobs commit and `en
 driver settles trials, tells the tuning what they found and plans what that asks for.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sweeps.engine.items import Item, worth_keeping
+from sweeps.engine.items import Item
 from sweeps.engine.jobs import Queue
+from sweeps.engine.pending import Forks, Pending
 from sweeps.engine.plan import Known, Plan, Trial, plan
 from sweeps.engine.store import Commit, DamagedStore, Index, Store
 from sweeps.engine.worker import Job, Told
@@ -35,7 +36,7 @@ class Entry:
     status: str = "pending"
     error: str | None = None
     rows: list[Row] = field(default_factory=list)
-    commit: Commit | None = None  # of a fused trial, whose one stage it is
+    commit: Commit | None = None  # of the stage that it ends with
 
     @property
     def result(self) -> Row | None:
@@ -102,11 +103,14 @@ class Driver:
         self.checkpoint_every = checkpoint_every
         self.watchers = list(watchers)
         self.entries: list[Entry] = []
+        self.pending = Pending()
+        self.forks = Forks()
         self.session: dict[str, Commit] = {}
+        self._done: dict[str, set[str]] = {}  # running job -> the states that it has reached and committed
         self.heard_of = {name.partition("#")[0] for name in self.index.commits}
         self.keep: frozenset[str] = frozenset()
         self._stale = True
-        self._lossy = True
+        self._lossy: set[str] = set()  # roots on which something was lost since trials were settled
 
     def start(self) -> None:
         """Take in the first proposals and settle what the store already answers."""
@@ -114,7 +118,7 @@ class Driver:
 
     @property
     def finished(self) -> bool:
-        return self.tuning.finished and not self.queue.running and all(e.status != "pending" for e in self.entries)
+        return not self.queue.running and not self.pending and self.tuning.finished
 
     @property
     def stuck(self) -> bool:
@@ -125,7 +129,7 @@ class Driver:
         """In words, what an idle slot waits for."""
         if self.queue.running:
             return "waiting for " + ", ".join(sorted(self.queue.running))
-        pending = [entry.trial.key[:12] for entry in self.entries if entry.status == "pending"]
+        pending = [entry.trial.key[:12] for entry in self.pending.all()]
         return f"nothing runs; pending trials: {', '.join(pending[:5]) or 'none'}"
 
     def next_job(self) -> Job | None:
@@ -160,17 +164,23 @@ class Driver:
 
     def _add(self, commit: Commit, rows: list[Row]) -> None:
         self.session[commit.name] = commit
+        self._done.setdefault(commit.job, set()).add(commit.key)
         self.index.add(commit, rows)
+        self.pending.rows_at(row.key for row in rows)
         if commit.status == "failed":
             reason = commit.error or "failed"
             self.index.failures.update((key, reason) for key in commit.lost_keys)
         if commit.status != "complete":
-            self._stale = self._lossy = True
+            self._stale = True
+            self._lossy.add(commit.root_key)
         for watcher in self.watchers:
             watcher.committed(commit, rows)
 
-    def ended(self, name: str, error: str | None = None) -> None:
-        """A job ended. With `error` its process died or its disk failed: its items are tried again, then given up."""
+    def ended(self, name: str, error: str | None = None, *, preempted: bool = False) -> None:
+        """A job ended. With `error` its process died or its disk failed: its items are tried again, then given up.
+
+        `preempted`: its node was taken away, which says nothing about its items: they are tried again without end.
+        """
         job = self.queue.ended(name)
         if error is not None:
             self._take_in_unheard()
@@ -178,9 +188,14 @@ class Driver:
                 points = [point for branch in item.branch.stages() for point in branch.points]
                 there = {point: self.index.measured(point.key) for point in points}
                 unfinished = [p.key for p in points if there[p] is None or (p.full and not there[p])]
-                if unfinished and not self.queue.may_retry(item):
+                if unfinished and not preempted and not self.queue.may_retry(item):
                     self.index.failures.update((key, error) for key in unfinished)
-            self._stale = self._lossy = True
+                    self._lossy.add(item.root_key)
+            self._stale = True
+        stages = (branch for item, _ in job.items for branch in item.branch.stages())
+        if any(self.index.measured(point.key) is None for branch in stages for point in branch.points):
+            self._stale = True  # it was asked to stop on its way, and what it kept there is needed
+        self._done.pop(name, None)
         for watcher in self.watchers:
             watcher.job_ended(job, error)
         self._settle()
@@ -196,9 +211,10 @@ class Driver:
     def refresh(self) -> None:
         """Read the store again and settle what it answers: after an interruption, jobs may have committed unheard."""
         self.index = self.store.scan()
-        for entry in self.entries:
-            if entry.status == "pending":
-                settle(entry, self.index)
+        for entry in self.pending.all():
+            settle(entry, self.index)
+            if entry.status != "pending":
+                self.pending.drop(entry)
 
     def current_plan(self, known: Known | None = None) -> Plan:
         """All trials of this sweep against the store as it stands."""
@@ -208,43 +224,48 @@ class Driver:
     def _settle(self) -> None:
         """Settle pending trials from the rows that are there; new results may ask for new trials."""
         changed = False
-        for entry in self.entries:
-            if entry.status == "pending" and (self._lossy or entry.trial.key in self.index.rows):
-                settle(entry, self.index)
-                if entry.status != "pending":
-                    changed = True
-                    for watcher in self.watchers:
-                        watcher.settled(entry)
-        self._lossy = False
+        for entry in self.pending.touched(self._lossy):
+            settle(entry, self.index)
+            if entry.status != "pending":
+                changed = True
+                self._settled(entry)
+        self._lossy = set()
         if changed:
             self._advance()
+
+    def _settled(self, entry: Entry) -> None:
+        self.pending.drop(entry)
+        for watcher in self.watchers:
+            watcher.settled(entry)
 
     def _advance(self) -> None:
         while new := self.tuning.advance():
             self.entries += new
             self.keep |= {p.key for entry in new if entry.keep for p in entry.trial.points if p.full}
             self._stale = True
+            self.pending.add(new)
+            self.forks.grow(entry.trial.root_key for entry in new)
             for entry in new:
                 settle(entry, self.index)
                 if entry.status != "pending":
-                    for watcher in self.watchers:
-                        watcher.settled(entry)
+                    self._settled(entry)
+                elif entry.trial.key in self.index.rows:
+                    self.pending.rows_at([entry.trial.key])
 
     def _plan(self) -> None:
         if not self._stale:
             return
-        pending = [entry.trial for entry in self.entries if entry.status == "pending"]
+        pending = [entry.trial for entry in self.pending.all()]
         new = plan(pending, self._promised(), self.checkpoint_every, self.keep)
         self.queue.offer(new)
         self._stale = False
         lost = lost_ends(new)
-        for entry in self.entries:
+        for entry in self.pending.all() if lost else []:
             reason = lost.get(entry.trial.key)
-            if entry.status == "pending" and reason is not None:
+            if reason is not None:
                 entry.status = "diverged" if reason == "diverged" else "failed"
                 entry.error, entry.rows = reason, measured_rows(entry.trial, self.index)
-                for watcher in self.watchers:
-                    watcher.settled(entry)
+                self._settled(entry)
         for watcher in self.watchers:
             watcher.planned(self, new)
         if lost:
@@ -258,7 +279,7 @@ class Driver:
             for item, _ in job.items:
                 for branch in item.branch.stages():
                     points.update((point.key, point.full) for point in branch.points)
-                    if branch.keep:
+                    if branch.keep and branch.key not in self._done.get(job.name, ()):
                         states.setdefault(item.root_key, {})[branch.key] = branch.stop
         return Promised(self.index, points, states)
 
@@ -268,20 +289,34 @@ class Driver:
     def _drop_forks(self) -> None:
         """Delete fork states whose last branch is in, those that an earlier session left behind too.
 
-        Ends of stable stretches and what is to be kept stay, and so does what is not on this sweep's trees.
+        Ends of stable stretches and what is to be kept stay, and so does what is not on this sweep's trees. Fresh seeds
+        are shared by all cells: their forks wait for the cells that are still being tuned.
         """
         if self.entries and isinstance(self.entries[0].trial.study, FusedStudy):
             return
-        working = [item for job in self.queue.running.values() for item, _ in job.items]
-        needed = {item.start_key for item in (*self.queue.waiting, *working)} | set(self.keep)
         if self._stale:
             return
-        trees = self.current_plan().trees
-        for tree in trees:
-            states = self.index.states.get(tree.root_key, {})
-            for node in tree.nodes():
-                if node.key in states and node.key not in needed and not worth_keeping(node):
-                    self.store.drop_state(states.pop(node.key))
+        needed = {item.start_key for item in self.queue.waiting} | set(self._underway())
+        shared = set() if self.tuning.finished else {e.trial.root_key for e in self.entries if e.phase == "confirm"}
+        for root_key in [root_key for root_key in self.forks.roots if root_key not in shared]:
+            states = self.index.states.get(root_key, {})
+            over = [key for key in states if key not in needed and key not in self.keep]
+            if self.forks.unknown(root_key, over):
+                trials = [entry.trial for entry in self.entries if entry.trial.root_key == root_key]
+                self.forks.learn(root_key, plan(trials, self.index, self.checkpoint_every, self.keep), states)
+            for key in over:
+                if self.forks.may_go(root_key, key):
+                    self.store.drop_state(states.pop(key))
+
+    def _underway(self) -> Iterator[str | None]:
+        """The states from which running jobs would go on if they had to start again now."""
+        for job in self.queue.running.values():
+            done = self._done.get(job.name, set())
+            for item, _ in job.items:
+                yield item.start_key
+                for branch in item.branch.stages():
+                    if branch.key in done and any(child.key not in done for child in branch.children):
+                        yield branch.key
 
 
 def lost_ends(new: Plan) -> dict[str, str]:

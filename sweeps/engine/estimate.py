@@ -1,16 +1,14 @@
 """What a plan will cost: jobs, seconds, disk. Pure."""
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import ceil
 from statistics import median
 from typing import Any
 
-from sweeps.engine.items import Item, worth_keeping
-from sweeps.engine.jobs import Queue
+from sweeps.engine.items import worth_keeping
 from sweeps.engine.plan import Plan
+from sweeps.engine.schedule import expected_schedule
 from sweeps.engine.store import Index
+from trainables.study import FusedStudy
 
 ASSUMED_FLOPS_PER_SECOND = {"cpu": 25e9, "gpu": 150e12}  # per slot, until something was measured here
 ASSUMED_FLOPS_PER_SECOND_IN_LANES = {"cpu": 2e9, "gpu": 200e9}  # the same of lanes, whose steps are small
@@ -20,16 +18,22 @@ ROW_BYTES = 4_000  # a stage's manifest and rows
 
 @dataclass(frozen=True)
 class Estimate:
-    """The first lines of a plan in numbers. `measured`: the speed comes from this store, else from an assumption."""
+    """The first lines of a plan in numbers. `measured`: the speed comes from this store, else from an assumption.
+
+    critical_seconds: of the longest chain of stages, which no number of slots shortens. Both times leave out what a
+    job takes to start.
+    """
 
     trials: int
     jobs: int
+    slots: int
     stages: int
     steps_alone: int
     steps_shared: int
     steps_to_run: int
     steps_retrained: int
     seconds: float
+    critical_seconds: float
     measured: bool
     disk_bytes: float
 
@@ -42,31 +46,32 @@ class Estimate:
 
 
 def estimate(plan: Plan, index: Index, slots: int, device: str) -> Estimate:
-    """Jobs as the queue would pack them, seconds at the speed measured in this store, bytes of rows and lasting states.
+    """Jobs and seconds as the queue would hand the plan out, at the speed measured in this store; bytes of rows and
+    lasting states.
 
     Forks lie on the disk besides, until their last branch is in.
     """
-    queue = Queue(slots)
-    queue.offer(plan)
-    work, states = 0.0, 0.0
+    states = 0.0
     for tree in plan.trees:
-        units = tree.study.units(tree.root)
-        running = [node for node in tree.nodes() if node.runs]
-        work += units.get("flops", 0.0) * sum(node.steps for node in running)
-        lasting = sum(not node.has_state and (node.keep or worth_keeping(node)) for node in running)
-        states += lasting * STATE_BYTES_PER_PARAMETER * units.get("parameters", 0)
+        lasting = sum(node.runs and not node.has_state and (node.keep or worth_keeping(node)) for node in tree.nodes())
+        states += lasting * STATE_BYTES_PER_PARAMETER * tree.study.units(tree.root).get("parameters", 0)
     speed = measured_speed(plan, index)
-    fused = any(item.shape is not None for item in queue.waiting)
+    fused = any(isinstance(tree.study, FusedStudy) for tree in plan.trees)
     assumed = ASSUMED_FLOPS_PER_SECOND_IN_LANES if fused else ASSUMED_FLOPS_PER_SECOND
+    counted = all(tree.study.units(tree.root).get("flops") for tree in plan.trees)
+    schedule = expected_schedule(plan, slots)
+    seconds_each = 1 / (speed or assumed[device]) if counted else 0.0  # of a FLOP
     return Estimate(
         trials=plan.trials,
-        jobs=count_lane_jobs(queue) if fused else count_jobs(queue.waiting, queue.longest),
+        jobs=schedule.jobs,
+        slots=slots,
         stages=plan.stages,
         steps_alone=plan.steps_alone,
         steps_shared=plan.steps_shared,
         steps_to_run=plan.steps_to_run,
         steps_retrained=plan.steps_retrained,
-        seconds=work / (speed or assumed[device]) / slots,
+        seconds=schedule.makespan * seconds_each,
+        critical_seconds=schedule.critical_path * seconds_each,
         measured=speed is not None,
         disk_bytes=states + ROW_BYTES * plan.stages,
     )
@@ -84,21 +89,3 @@ def measured_speed(plan: Plan, index: Index) -> float | None:
         if flops.get(commit.root_key) and commit.train_seconds > 0 and commit.executed_steps > 0
     ]
     return median(speeds) if speeds else None
-
-
-def count_lane_jobs(queue: Queue) -> int:
-    """Jobs of a fused study's lanes: the shares of each shape."""
-    lanes = Counter(item.shape for item in queue.waiting)
-    return sum(ceil(count / queue.shares[shape]) for shape, count in lanes.items())
-
-
-def count_jobs(items: Sequence[Item], longest: float) -> int:
-    """Jobs when items are packed longest first, none beyond `longest` steps but those of one long item."""
-    loads: list[float] = []
-    for item in sorted(items, key=lambda item: -item.steps):
-        place = next((i for i, load in enumerate(loads) if load + item.steps <= longest), None)
-        if place is None:
-            loads.append(item.steps)
-        else:
-            loads[place] += item.steps
-    return len(loads)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
-from sweeps.engine.items import Item, items
+from sweeps.engine.items import Item, items, work_of
 from sweeps.engine.plan import Plan
 from sweeps.engine.store import Commit
-from sweeps.engine.worker import Job, longest_first
+from sweeps.engine.worker import Job
 
-SMALLEST_JOB_STEPS = 100  # below, a job costs more than it parallelises
+SMALLEST_JOB_STEPS = 100  # of average cost; below, a job costs more than it parallelises
 MOST_LANES = 4096  # of one job
 APART = 16  # parts of a job whose process died
 RETRIES = 2  # of an item whose process died
@@ -30,9 +30,11 @@ def lane_shares(items: Sequence[Item], slots: int) -> dict[Any, int]:
 
 @dataclass
 class Queue:
-    """Items that wait, and jobs that run. Trunks go first, then what their forks made ready, longest first.
+    """Items that wait, and jobs that run. What the longest chain of work starts with goes first.
 
-    No job is longer than total / (4 x slots) steps, so that the last ones end together, except where one path is.
+    A slot is never idle while an item is ready, so the time is below that of all work spread evenly plus the longest
+    chain (R. L. Graham, Bounds on multiprocessing timing anomalies, 1969). Small items share a job, of at most
+    total / (4 x slots) work and of what is ready per slot: the last jobs are small and end together.
     Lanes of equal shape are dealt out in even shares, which the worker cuts into packs.
     """
 
@@ -41,35 +43,49 @@ class Queue:
     running: dict[str, Job] = field(default_factory=dict)
     deaths: dict[str, int] = field(default_factory=dict)
     started: int = 0
-    longest: float = SMALLEST_JOB_STEPS
+    most: float = 0.0  # work of a job of several items
+    least: float = 0.0  # below this much work, a job costs more than it parallelises
     shares: dict[Any, int] = field(default_factory=dict)
 
     def offer(self, plan: Plan) -> None:
         """Replace what waits by what a new plan wants and no running job is on."""
-        self.longest = max(plan.steps_to_run / (4 * self.slots), SMALLEST_JOB_STEPS)
-        self.waiting = [item for tree in plan.trees for item in items(tree, self.longest)]
+        work = sum(work_of(tree.study, tree.root, node) for tree in plan.trees for node in tree.nodes() if node.runs)
+        self.least = SMALLEST_JOB_STEPS * work / max(plan.steps_to_run, 1)
+        self.most = max(work / (4 * self.slots), self.least)
+        self.waiting = highest_first([item for tree in plan.trees for item in items(tree, self.most)])
         self.shares = lane_shares(self.waiting, self.slots)
 
     def take(self, state_of: Callable[[Item], Commit | None]) -> Job | None:
         """The next job from items whose start is there: step 0, or a state that `state_of` finds."""
-        ready = longest_first([item for item in self.waiting if item.start_key is None or state_of(item) is not None])
-        if not ready:
-            return None
-        taken = self._lanes(ready) if ready[0].shape is not None else self._walks(ready)
+        starts = {id(item): None if item.start_key is None else state_of(item) for item in self.waiting}
+        taken = self.pick(lambda item: item.start_key is None or starts[id(item)] is not None)
+        return self.begin([(item, starts[id(item)]) for item in taken]) if taken else None
+
+    def pick(self, ready: Callable[[Item], bool]) -> list[Item]:
+        """Take the items of the next job from those that wait and are ready; none while none is."""
+        there = [item for item in self.waiting if ready(item)]
+        if not there:
+            return []
+        taken = self._walks(there) if there[0].shape is None else self._lanes(there)
         gone = {id(item) for item in taken}
         self.waiting = [item for item in self.waiting if id(item) not in gone]
+        return taken
+
+    def begin(self, starts: Sequence[tuple[Item, Commit | None]]) -> Job:
         self.started += 1
-        starts = tuple((item, None if item.start_key is None else state_of(item)) for item in taken)
-        job = Job(f"job-{self.started:04d}", starts)
+        job = Job(f"job-{self.started:04d}", tuple(starts))
         self.running[job.name] = job
         return job
 
     def _walks(self, ready: list[Item]) -> list[Item]:
-        taken, steps = ready[:1], ready[0].steps
-        for item in ready[1:]:
-            if steps + item.steps <= self.longest:
+        """The first, and others with it as long as every other free slot still finds work."""
+        free = max(0, self.slots - len(self.running) - 1)
+        taken, work = ready[:1], ready[0].work
+        most = max(min(self.most, sum(item.work for item in ready) / self.slots), self.least)
+        for item in ready[1 + free :]:
+            if work + item.work <= most:
                 taken.append(item)
-                steps += item.steps
+                work += item.work
         return taken
 
     def _lanes(self, ready: list[Item]) -> list[Item]:
@@ -90,3 +106,7 @@ class Queue:
         """Count a death of the process that ran this item; False when it has died too often."""
         self.deaths[item.branch.key] = self.deaths.get(item.branch.key, 0) + 1
         return self.deaths[item.branch.key] <= RETRIES
+
+
+def highest_first(items: Sequence[Item]) -> list[Item]:
+    return sorted(items, key=lambda item: (-item.level, -item.work, item.branch.key))

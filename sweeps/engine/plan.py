@@ -7,6 +7,7 @@ not kept.
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -46,6 +47,20 @@ class Trial:
     @cached_property
     def point_at(self) -> dict[int, Point]:
         return {point.step: point for point in self.points}
+
+    @cached_property
+    def point_steps(self) -> list[int]:
+        return [point.step for point in self.points]
+
+    @cached_property
+    def _keys(self) -> dict[int, str]:
+        return {point.step: point.key for point in self.points}
+
+    def key_at(self, step: int) -> str:
+        """The state key on its way at an absolute step, worked out once."""
+        if step not in self._keys:
+            self._keys[step] = state_key(self.root_key, self.placed, step)
+        return self._keys[step]
 
 
 def make_trial(study: AnyStudy, config: Any) -> Trial:
@@ -106,6 +121,11 @@ class Node:
     @property
     def steps(self) -> int:
         return self.stop - self.start
+
+    @property
+    def way(self) -> tuple[Placed, ...]:
+        """All segments from step 0 to its end."""
+        return tuple(part for part in self.trials[0].placed if part.start < self.stop)
 
     @property
     def ends(self) -> list[Trial]:
@@ -233,7 +253,8 @@ def _grow(trials: list[Trial], cuts: set[tuple[str, int]], every: int | None) ->
         while True:
             segment = segment_at(group[0].placed, stop).segment
             stop = min(segment_at(trial.placed, stop).stop for trial in group)
-            cut = next((c for c in steps if start < c <= stop and (_key(group[0], c), c) in cuts), None)
+            near = steps[bisect_right(steps, start) : bisect_right(steps, stop)]
+            cut = next((c for c in near if (group[0].key_at(c), c) in cuts), None)
             if every is not None:
                 grid = (start // every + 1) * every
                 cut = grid if grid < stop and (cut is None or grid < cut) else cut
@@ -250,19 +271,16 @@ def _grow(trials: list[Trial], cuts: set[tuple[str, int]], every: int | None) ->
     return tops
 
 
-def _key(trial: Trial, step: int) -> str:
-    return state_key(trial.root_key, trial.placed, step)
-
-
 def _node(start: int, stop: int, group: list[Trial]) -> Node:
     wanted: dict[int, Point] = {}
     for trial in group:
-        for point in trial.points:
-            if start < point.step <= stop and (point.step not in wanted or point.full):
+        first, last = bisect_right(trial.point_steps, start), bisect_right(trial.point_steps, stop)
+        for point in trial.points[first:last]:
+            if point.step not in wanted or point.full:
                 wanted[point.step] = point
-    first = group[0]
-    placed = tuple(part for part in first.placed if part.start < stop and part.stop > start)
-    return Node(_key(first, stop), start, stop, placed, tuple(wanted[step] for step in sorted(wanted)), group)
+    way = group[0]
+    placed = tuple(part for part in way.placed if part.start < stop and part.stop > start)
+    return Node(way.key_at(stop), start, stop, placed, tuple(wanted[step] for step in sorted(wanted)), group)
 
 
 def _mark(tree: Tree, known: Known) -> None:

@@ -6,10 +6,12 @@ They can be made again at any time from the same command; `sweep.json` beside th
 import json
 import os
 import subprocess
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -125,7 +127,7 @@ class Recorder:
             "data_sha": next((getattr(trial.root, name) for name in DATA_SHAS if hasattr(trial.root, name)), ""),
             "git_commit": git_commit(),
             "torch_version": installed_version("torch"),
-            "device": self.device,
+            "device": entry.commit.device if entry.commit else self.device,  # the driver's may have no GPU
             "varying": self._varying,
         }
 
@@ -209,6 +211,7 @@ def _stretch(trial: Trial, step: int) -> str:
 
 def _ledger_rows(spec: Spec, entries: Sequence[Entry], index: Index) -> list[dict[str, Any]]:
     """Every executed stage that lies on some trial of the sweep, whichever command ran it."""
+    by_id = {entry.trial.id: entry.trial for entry in entries}
     by_root: dict[str, dict[str, Trial]] = {}
     for entry in entries:
         by_root.setdefault(entry.trial.root_key, {})[entry.trial.id] = entry.trial
@@ -231,12 +234,15 @@ def _ledger_rows(spec: Spec, entries: Sequence[Entry], index: Index) -> list[dic
                     "root": commit.root_key,
                     "from_step": commit.start,
                     "to_step": commit.stop,
+                    "phase_of_schedule": _stretch(by_id[passing[place][commit.key][0]], commit.stop),
                     "executed_steps": commit.executed_steps,
                     "train_seconds": commit.train_seconds,
                     "evaluation_seconds": commit.evaluation_seconds,
                     "checkpoint_seconds": commit.checkpoint_seconds,
                     "startup_seconds": commit.startup_seconds,
                     "device": commit.device,
+                    "lanes": commit.lanes,
+                    "session": commit.session,
                     "job": commit.job,
                     "node": commit.node,
                     "started_at": commit.started_at,
@@ -246,8 +252,15 @@ def _ledger_rows(spec: Spec, entries: Sequence[Entry], index: Index) -> list[dic
     return sorted(rows, key=lambda row: (row["root"], row["from_step"], row["stage"], row["started_at"]))
 
 
-def describe_spec(spec: Spec, claims: Sequence[Mapping[str, Any]], numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """What `sweep.json` says of a sweep, for readers of its tables."""
+def new_session() -> str:
+    """A name for one run of a command: when it began, and a token that no other has."""
+    return f"{datetime.now(UTC).isoformat(timespec='seconds')}-{uuid.uuid4().hex[:6]}"
+
+
+def describe_spec(
+    spec: Spec, claims: Sequence[Mapping[str, Any]], numbers: Mapping[str, Any], session: str = ""
+) -> dict[str, Any]:
+    """What `sweep.json` says of a sweep, for readers of its tables. `numbers`: its plan's, with the slots."""
     study = spec.study
     return {
         "sweep": spec.sweep,
@@ -268,6 +281,7 @@ def describe_spec(spec: Spec, claims: Sequence[Mapping[str, Any]], numbers: Mapp
         "fresh_seeds": list(spec.fresh_seeds),
         "sampler": spec.search.sampler,
         "plan": dict(numbers),
+        "sessions": [{"name": session, "slots": numbers.get("slots", 1)}],
         "versions": {name: installed_version(name) for name in PACKAGES},
         "git_commit": git_commit(),
     }
@@ -276,16 +290,17 @@ def describe_spec(spec: Spec, claims: Sequence[Mapping[str, Any]], numbers: Mapp
 def write_spec(spec: Spec, content: Mapping[str, Any]) -> None:
     """Write `sweep.json` before anything is trained, so that claims are declared before their evidence.
 
-    Each run of the command is one more look at the claims. A claim that a first run had not declared, or that was
-    changed since, counts as declared after it.
+    Each run of the command is one more look at the claims, and one more session. A claim that a first run had not
+    declared, or that was changed since, counts as declared after it.
     """
     spec.folder.mkdir(parents=True, exist_ok=True)
     file = spec.folder / "sweep.json"
-    before = {"claims": content["claims"], "looks": 0}
+    before: dict[str, Any] = {"claims": content["claims"], "looks": 0, "sessions": []}
     if file.exists():
         with suppress(ValueError):  # a damaged one counts as none
             before |= {name: value for name, value in json.loads(file.read_text()).items() if name in before}
-    content = {**content, "claims": before["claims"], "looks": before["looks"] + 1}
+    sessions = [*before["sessions"], *content["sessions"]]
+    content = {**content, "claims": before["claims"], "looks": before["looks"] + 1, "sessions": sessions}
     written = spec.folder / ".sweep.json.writing"
     written.write_text(json.dumps(content, indent=1, default=list))
     os.replace(written, file)

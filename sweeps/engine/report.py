@@ -14,6 +14,8 @@ from analysis.figures import by_groups, draw_all
 from analysis.frontier import frontier
 from analysis.reading import Reading
 from analysis.records import Records, RecordsError
+from analysis.schedule import schedule_of
+from analysis.schedule_plot import plot_schedule
 from sweeps.engine import landscape
 from sweeps.engine.spec import Spec
 from trainables.study import StagedStudy
@@ -68,6 +70,17 @@ def show_claims(decisions: Sequence[Decision], spec: Spec, console: Console) -> 
         verdicts.setdefault(decision.verdict, []).append(decision.claim.id)
     words = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items())
     console.print(f"\nclaims {words}\n  python -m analysis claims {spec.folder}", highlight=False, soft_wrap=True)
+
+
+def show_schedule(records: Records, spec: Spec, console: Console) -> None:
+    """Draw when which slot ran what, and say in one line how close that came to the least possible time."""
+    try:
+        schedule = schedule_of(records)
+    except RecordsError as error:
+        console.print(Text(f"no picture of the schedule: {error}"), soft_wrap=True)
+        return
+    plots.save(plot_schedule(schedule), spec.folder / "figures" / "schedule")
+    console.print(Text(schedule.in_words()), soft_wrap=True)
 
 
 def _interpolation(records: Records, spec: Spec) -> Figure:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sweeps.engine.estimate import ASSUMED_FLOPS_PER_SECOND, count_jobs, estimate, measured_speed
+from sweeps.engine.estimate import ASSUMED_FLOPS_PER_SECOND, estimate, measured_speed
 from sweeps.engine.store import Index
 from tests.sweeps.engine_cases import open_sweep, run_sweep, toy_spec
 from trainables import toys
@@ -24,8 +24,10 @@ def test_jobs_and_steps_are_those_that_run(tmp_path, slots):
     assert expected.steps_to_run == ran.executed
     assert expected.trials == len(ran.entries) == 24
     assert expected.saving == pytest.approx(expected.steps_alone / ran.executed)
-    # Branches become ready in turn, so a few more jobs may be needed than a packing of all of them at once.
-    assert expected.jobs <= len(ran.told.jobs) <= expected.jobs + 4
+    # One after another in this process, jobs end in another order than side by side, and small ones may share less.
+    assert abs(len(ran.told.jobs) - expected.jobs) <= 4
+    if slots == 1:
+        assert len(ran.told.jobs) == expected.jobs
 
 
 def test_seconds_follow_the_assumed_speed_until_one_was_measured(tmp_path):
@@ -34,7 +36,12 @@ def test_seconds_follow_the_assumed_speed_until_one_was_measured(tmp_path):
     plan = sweep.driver.current_plan(known=Index())
     assumed = estimate(plan, Index(), 2, "cpu")
     assert not assumed.measured
-    assert assumed.seconds == pytest.approx(plan.steps_shared * 1e9 / ASSUMED_FLOPS_PER_SECOND["cpu"] / 2)
+    each = 1e9 / ASSUMED_FLOPS_PER_SECOND["cpu"]
+    alone = estimate(plan, Index(), 1, "cpu").seconds
+    assert alone == pytest.approx(plan.steps_shared * each)
+    assert alone / 2 <= assumed.seconds < 1.1 * alone / 2  # two trunks of equal length, and small branches
+    assert assumed.critical_seconds == pytest.approx(320 * each)
+    assert estimate(plan, Index(), 100, "cpu").seconds == pytest.approx(320 * each)
     index = sweep.driver.index
     measured = estimate(plan, index, 2, "cpu")
     speeds = sorted(1e9 * commit.executed_steps / commit.train_seconds for commit in index.commits.values())
@@ -51,11 +58,8 @@ def test_the_disk_estimate_bounds_the_kept_states_of_a_model_of_some_size(tmp_pa
     assert expected.disk_bytes >= 12 * 4 * len(kept)
 
 
-def test_packing_counts_jobs():
-    class Sized:
-        def __init__(self, steps):
-            self.steps = steps
-
-    assert count_jobs([Sized(n) for n in (60, 50, 40, 30, 20)], 100) == 2
-    assert count_jobs([Sized(500), Sized(10)], 100) == 2
-    assert count_jobs([], 100) == 0
+def test_a_study_that_does_not_say_what_a_step_costs_has_no_estimate_of_seconds(tmp_path):
+    sweep = open_sweep(toy_spec(tmp_path, replace(toys.QUADRATIC, units=lambda root: {}), **SHAPE))
+    sweep.tuning.close()
+    expected = estimate(sweep.driver.current_plan(), Index(), 2, "cpu")
+    assert expected.seconds == 0 and expected.jobs > 1

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeps.engine.jobs import RETRIES, SMALLEST_JOB_STEPS, Queue
 from sweeps.engine.plan import make_trial, plan
+from sweeps.engine.words import default_slots, make_spec
 from tests.sweeps.engine_cases import FREE, Free, stages_of
+from trainables import wsd
 from trainables.common.timeline import Ramp, segment
 
 
@@ -80,6 +83,24 @@ def test_small_branches_share_a_job():
     queue = Queue(slots=2)
     queue.offer(wsd_plan([100], [0.1, 0.2, 0.4], seeds=8))
     assert len(drain(queue)) < 8 * 2
+
+
+def test_no_job_takes_what_another_free_slot_could_begin():
+    few = wsd_plan([100], [0.1, 0.2, 0.4], seeds=2)
+    queue = Queue(slots=8)
+    queue.offer(few)
+    jobs = [queue.take(lambda item: None) for _ in range(2)]
+    assert [len(job.items) for job in jobs] == [1, 1]  # six slots are free: nothing is worth waiting for
+    queue = Queue(slots=1)
+    queue.offer(few)
+    assert len(queue.take(lambda item: None).items) == 1  # 4 x slots jobs at least
+
+
+@pytest.mark.parametrize(("gpus_each", "workers", "there", "slots"), [(0.25, 1, 2, 8), (0.5, 1, 1, 2), (1, 2, 8, 4)])
+def test_small_trials_share_a_gpu_and_large_ones_take_several(gpus_each, workers, there, slots):
+    words = ["scale=gpu", f"resources.gpus={gpus_each}", f"resources.workers={workers}"]
+    _, given = make_spec(wsd.STUDY, words, "wsd_budget")
+    assert default_slots(given, there) == slots
 
 
 def test_an_item_is_given_up_after_its_retries():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from dataclasses import asdict, replace
+from datetime import datetime
 
 import pyarrow.parquet as pq
 import pytest
@@ -22,7 +24,7 @@ SHAPE = dict(rates=(0.1, 0.2), budgets=(20, 40), decay_fraction=[0.1, 0.5], tuni
 
 
 def tables_of(sweep):
-    return Recorder(sweep.spec, sweep.entries, "cpu").tables(sweep.driver.index)
+    return Recorder(sweep.spec, sweep.entries, "the driver's").tables(sweep.driver.index)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,13 @@ def test_the_ledger_says_what_was_run_and_when_it_is_read_again_says_the_same(do
     assert sum(row["executed_steps"] for row in rows) == sweep.executed == sweep.driver.current_plan().steps_shared
     assert all(row["to_step"] - row["from_step"] == row["executed_steps"] for row in rows)
     assert all(row["train_seconds"] > 0 and row["device"] == "cpu" and row["status"] == "complete" for row in rows)
+    assert {row["phase_of_schedule"] for row in rows} == {"stable", "decay"} and {row["lanes"] for row in rows} == {1}
+    for job in {row["job"] for row in rows}:  # to the millisecond, stages of a job follow each other
+        own = sorted((row for row in rows if row["job"] == job), key=lambda row: row["started_at"])
+        starts = [(datetime.fromisoformat(row["started_at"]), row) for row in own]
+        for (begun, row), (following, _) in itertools.pairwise(starts):
+            spent = sum(row[f"{part}_seconds"] for part in ("startup", "train", "evaluation", "checkpoint"))
+            assert (following - begun).total_seconds() >= spent - 0.002
     again = tables_of(run_sweep(sweep.spec))
     for name in ("trials", "measurements", "ledger"):
         one, two = (sorted(map(repr, getattr(each, name).to_pylist())) for each in (again, tables))
@@ -160,10 +169,11 @@ def test_written_tables_open_in_analysis(done, tmp_path):
 
 def test_claims_are_those_of_the_first_run_and_looks_are_counted(tmp_path):
     spec = toy_spec(tmp_path, **SHAPE)
-    write_spec(spec, describe_spec(spec, [{"name": "first"}], {}))
-    write_spec(spec, describe_spec(spec, [{"name": "changed after the evidence"}], {}))
+    write_spec(spec, describe_spec(spec, [{"name": "first"}], {"slots": 2}))
+    write_spec(spec, describe_spec(spec, [{"name": "changed after the evidence"}], {"slots": 4}))
     content = json.loads((spec.folder / "sweep.json").read_text())
     assert (content["claims"], content["looks"]) == ([{"name": "first"}], 2)
+    assert [session["slots"] for session in content["sessions"]] == [2, 4]
     assert content["select"] == {"name": "select/loss", "goal": "min"} and content["command"] == "pytest"
 
 
