@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     branching.add_argument("--decay", type=int, required=True, help="steps of the decay")
     branching.add_argument("--shape", default="linear", help="a decay shape, or package.module:function")
     for command in (exporting, branching):
-        command.add_argument("--results", type=Path, default=Path("results"))
+        command.add_argument("--results", type=Path, default=Path(Words().results).expanduser())
     given = parser.parse_args(arguments)
     try:
         if given.command == "export":

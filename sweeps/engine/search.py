@@ -6,6 +6,8 @@ What a study logs goes to the store; Tune's results carry committed names and on
 import contextlib
 import json
 import logging
+import os
+import platform
 import shutil
 import time
 import uuid
@@ -14,15 +16,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import train, tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 
 from sweeps.engine.driver import Driver
-from sweeps.engine.joining import Slots, check_cluster, join
 from sweeps.engine.local import Stuck
 from sweeps.engine.worker import Job, Place, Told, run_job
+from sweeps.nodes.groups import (
+    REAP_SECONDS,
+    Notice,
+    lost_nodes,
+    now_and_then,
+    reap,
+    room,
+    worker_counts,
+    workers_now,
+)
+from sweeps.nodes.joining import Slots, check_cluster, join, offered
 from trainables.ray_train import InProcessRun, WorkerGroupRun, in_this_process, together, worker_group
 from trainables.study import Stopped
 
@@ -31,14 +42,23 @@ METRIC = "commits"
 LONGEST_REASON = 3000  # characters of an error that go to the driver
 
 
-class JobSearcher(Searcher):
-    """Hands jobs to Tune and tells the driver what became of them."""
+class GaveWay(Exception):
+    """A job committed what it had trained and ended, since its node is to leave; its process must not be used again."""
 
-    def __init__(self, driver: Driver, slots: Slots, place: Place):
+
+class JobSearcher(Searcher):
+    """Hands jobs to Tune and tells the driver what became of them.
+
+    lost: how many nodes were lost so far. A job that dies while one is lost is tried again as often as that happens.
+    """
+
+    def __init__(self, driver: Driver, slots: Slots, place: Place, lost: Callable[[], int] = lambda: 0):
         super().__init__(metric=METRIC, mode="max")
-        self.driver, self.slots, self.place = driver, slots, place
+        self.driver, self.slots, self.place, self.lost = driver, slots, place, lost
         self.jobs: dict[str, Job] = {}
+        self.lost_before: dict[str, int] = {}
         self.reasons: dict[str, str] = {}
+        self.gave_way: set[str] = set()
         self.quiet_since: float | None = None
         self.fault: BaseException | None = None
 
@@ -54,7 +74,7 @@ class JobSearcher(Searcher):
             if job is None:
                 return self._nothing()
             self.quiet_since = None
-            self.jobs[trial_id] = job
+            self.jobs[trial_id], self.lost_before[trial_id] = job, self.lost()
             return {"job": job}
         return Searcher.FINISHED
 
@@ -78,12 +98,19 @@ class JobSearcher(Searcher):
             job = self.jobs.pop(trial_id)
             self._hear(trial_id, result or {})
             reason = self.reasons.pop(trial_id, "the job's process died or raised; see the log above")
-            self.driver.ended(job.name, reason if error else None)
+            before, gave_way = self.lost_before.pop(trial_id, 0), trial_id in self.gave_way
+            self.gave_way.discard(trial_id)
+            if error and not gave_way:
+                self.driver.ended(job.name, reason, preempted=self.lost() > before)
+            else:
+                self.driver.ended(job.name)
 
     def _hear(self, trial_id: str, result: dict[str, Any]) -> None:
         told = json.loads(result.get("told", "{}"))
         if "error" in told:
             self.reasons[trial_id] = told["error"]
+        if told.get("gave_way"):
+            self.gave_way.add(trial_id)
         self.driver.heard(Told(tuple(told.get("committed", ())), tuple(told.get("damaged", ()))))
 
     @contextlib.contextmanager
@@ -114,6 +141,9 @@ def _saying_why() -> Iterator[None]:
     """Report what ends a job before it is raised: of a trial's error Tune tells a searcher nothing."""
     try:
         yield
+    except GaveWay:
+        tune.report({METRIC: 0, "told": json.dumps({"gave_way": True})})
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"[-LONGEST_REASON:]
         tune.report({METRIC: 0, "told": json.dumps({"error": reason})})
@@ -128,48 +158,84 @@ def _trainable(place: Place) -> Callable[[dict[str, Any]], None]:
             count[0] += len(told.committed)
             tune.report(_words(told, count[0]))
 
-        run = InProcessRun(stop=place.stop_asked)
-        with _saying_why(), contextlib.suppress(Stopped):
-            in_this_process(lambda: run_job(config["job"], place, run, tell))
+        def loop() -> bool:
+            return _went_through(config["job"], place, run, tell)
+
+        notice = Notice()
+        run = InProcessRun(stop=lambda: place.stop_asked() or notice())
+        with _saying_why():
+            through = in_this_process(loop)
+            if not through and notice.given:
+                raise GaveWay(f"{config['job'].name} ended early: its node is to leave")
 
     return job
+
+
+def _went_through(job: Job, place: Place, run: InProcessRun | WorkerGroupRun, tell: Callable[[Told], None]) -> bool:
+    """Run a job; False when it was asked to stop on its way."""
+    if not Path(place.stop_file).parent.is_dir():  # a node that joined later was not checked before the sweep began
+        raise OSError(f"{platform.node()} does not see {place.results}; mount the shared folder there at this path")
+    try:
+        run_job(job, place, run, tell)
+    except Stopped:
+        return False
+    return True
 
 
 def _group_trainable(place: Place, slots: Slots, scratch: Path) -> Callable[[dict[str, Any]], None]:
     """The same in a worker group that lives as long as the job and is never stopped from outside."""
 
-    def job(config: dict[str, Any]) -> None:
+    def fit(job: Job) -> dict[str, Any]:
+        items, notice = [item for item, _ in job.items], Notice()
         callbacks: list[Any] = [TuneReportCallback()]
+        counts = worker_counts(items[0].study, {item.root_key: item.root for item in items}.values(), slots)
         trainer: Any = worker_group(
-            lambda run: _run_in_group(config["job"], place, run),
-            workers=slots.workers,
+            lambda run: _run_in_group(job, place, run, notice),
+            workers=workers_now(slots, counts, room(slots)),
             cpus=slots.cpus,
             use_gpu=slots.gpus > 0,
             parallel=slots.parallel,
-            stop=place.stop_asked,
-            run_config=train.RunConfig(
-                name=f"{config['job'].name}-group", storage_path=str(scratch), callbacks=callbacks
-            ),
+            run_config=train.RunConfig(name=f"{job.name}-group", storage_path=str(scratch), callbacks=callbacks),
         )
+        return dict(trainer.fit().return_value)
+
+    def job(config: dict[str, Any]) -> None:
         with _saying_why():
-            tune.report(trainer.fit().return_value)
+            ended = fit(config["job"])
+            tune.report(ended["told"])
+            if ended["gave_way"]:
+                raise GaveWay(f"{config['job'].name} ended early: a node of its workers is to leave")
 
     return job
 
 
-def _run_in_group(job: Job, place: Place, run: WorkerGroupRun) -> dict[str, Any]:
+def _run_in_group(job: Job, place: Place, run: WorkerGroupRun, notice: Notice) -> dict[str, Any]:
     """Run a job as one worker of a group; all that it committed, since Tune may end before the last report arrives."""
     said: list[Told] = []
+    run.stop = lambda: place.stop_asked() or notice()
 
     def tell(told: Told) -> None:
         said.append(told)
         train.report(_words(told, sum(len(one.committed) for one in said)))  # all workers meet here
 
     items = tuple((replace(item, study=together(item.study, run)), start) for item, start in job.items)
-    with contextlib.suppress(Stopped):
-        run_job(replace(job, items=items), place, run, tell)
+    through = _went_through(replace(job, items=items), place, run, tell)
     committed = tuple(name for told in said for name in told.committed)
-    return _words(Told(committed, tuple(name for told in said for name in told.damaged)), len(committed))
+    damaged = tuple(name for told in said for name in told.damaged)
+    return {
+        "told": _words(Told(committed, damaged), len(committed)),
+        "gave_way": not through and not place.stop_asked(),
+    }
+
+
+class Reaper(tune.Callback):
+    """Frees what the worker groups of dead jobs held, again and again while a search runs."""
+
+    def __init__(self) -> None:
+        self.look = now_and_then(reap, REAP_SECONDS)
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.look()
 
 
 def run_on_ray(driver: Driver, place: Place, slots: Slots, *, address: str | None) -> None:
@@ -179,10 +245,12 @@ def run_on_ray(driver: Driver, place: Place, slots: Slots, *, address: str | Non
     stop, and whatever the driver raised.
     """
     join(address, slots)
-    check_cluster(slots, ray.cluster_resources())
-    searcher = JobSearcher(driver, slots, place)
+    check_cluster(slots, offered())
+    searcher = JobSearcher(driver, slots, place, lost_nodes)
     scratch = Path(place.results).resolve() / "ray" / uuid.uuid4().hex[:8]
     trainable = _trainable(place) if slots.workers == 1 else _group_trainable(place, slots, scratch)
+    # by default one actor waits at a time: a cluster would start them, and an autoscaler bring nodes, one by one
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count)
     tuner = tune.Tuner(
         tune.with_resources(trainable, slots.trial),
         tune_config=tune.TuneConfig(
@@ -193,7 +261,9 @@ def run_on_ray(driver: Driver, place: Place, slots: Slots, *, address: str | Non
             trial_name_creator=lambda trial: trial.config["job"].name,
             trial_dirname_creator=lambda trial: trial.config["job"].name,
         ),
-        run_config=tune.RunConfig(name="jobs", storage_path=str(scratch), verbose=0),
+        run_config=tune.RunConfig(
+            name="jobs", storage_path=str(scratch), verbose=0, callbacks=[Reaper()] if slots.workers > 1 else []
+        ),
     )
     quiet = logging.getLogger("ray.tune")
     level = quiet.level

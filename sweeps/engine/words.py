@@ -30,12 +30,14 @@ CONF = Path(__file__).parent.parent / "conf"
 
 @dataclass
 class Resources:
-    """What one job gets: GPUs for each of its workers, whether these keep the whole model (ddp) or shard it (fsdp),
-    steps between the checkpoints of a long stage, and the lanes of a fused study that train together (null: as many as
-    a short measurement says; 1: each alone, which gives device seconds of its own)."""
+    """What one job gets: GPUs for each of its workers, how many of these it may go on with when nodes were lost (null:
+    all of them, it waits), whether they keep the whole model (ddp) or shard it (fsdp), steps between the checkpoints
+    of a long stage, and the lanes of a fused study that train together (null: as many as a short measurement says; 1:
+    each alone, which gives device seconds of its own)."""
 
     gpus: float = 0
     workers: int = 1
+    min_workers: int | None = None
     parallel: Any = "ddp"
     checkpoint_every: int | None = None
     pack: int | None = None
@@ -59,8 +61,8 @@ class Words:
     executor: str = "ray"
     cluster: str = "auto"
     slots: int | None = None
-    results: str = "results"
-    tracking: str | None = None
+    results: str = field(default_factory=lambda: os.environ.get("ANABRANCH_RESULTS") or "results")
+    tracking: str | None = field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or None)
     plan_only: bool = False
     resources: Resources = field(default_factory=Resources)
     space: dict[str, Any] = field(default_factory=dict)
@@ -81,10 +83,12 @@ ABOUT = {
     "sampler_seed": "seed of the sampler",
     "executor": "ray, or local: this process, without Ray",
     "cluster": "auto joins a running Ray or starts one here; local always starts one; or an address",
-    "slots": "jobs at a time; default: one per core, or per GPU that a job needs",
-    "results": "folder of the store, tables, journals, figures and MLflow's database",
-    "tracking": "an MLflow server's address; default: the database in the results folder; none: no mirror",
+    "slots": "jobs at a time; default: one per core, or per GPU that a job needs, of this machine or of the cluster",
+    "results": "folder of store, tables, journals and figures; default: $ANABRANCH_RESULTS, else results",
+    "tracking": "MLflow server; default: $MLFLOW_TRACKING_URI, else a database in the results folder; none: no mirror",
     "plan_only": "print the plan and stop",
+    "resources.workers": "workers of each job, which share its batches; each has resources.gpus GPUs (one or none)",
+    "resources.min_workers": "workers that a job may go on with when nodes were lost; default: all, it waits",
     "resources.pack": "lanes of a fused study that train together; default: measured; 1: each alone (new results)",
 }
 
@@ -212,7 +216,7 @@ def make_spec(study: AnyStudy, arguments: Sequence[str], name: str) -> tuple[Spe
             fresh_seeds=fresh,
             search=search,
             compare=compare,
-            results=Path(words.results),
+            results=Path(words.results).expanduser(),
         ),
         words,
     )
@@ -275,6 +279,13 @@ def _check(study: AnyStudy, words: Words, search: Search, budgets: Sequence[int]
             f"the lanes of {study.name} train on one worker, got resources.workers={words.resources.workers}; "
             "several GPUs take several jobs: set resources.workers=1"
         )
+    if "://" in words.results:
+        raise Refused(
+            f"results is a folder that every node sees under one path, got {words.results}; object storage cannot "
+            "rename a file at once, which the store needs: mount a shared file system and name its folder"
+        )
+    if words.cluster.startswith("ray://"):
+        raise Refused(f"a sweep runs beside Ray, not through its client, got cluster={words.cluster}; ray submit it")
     if words.slots is not None and words.slots < 1:
         raise Refused(f"slots must be at least 1, got {words.slots}")
 

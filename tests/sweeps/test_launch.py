@@ -12,8 +12,10 @@ import pytest
 from rich.console import Console
 
 from sweeps.engine import launch
-from sweeps.engine.launch import Question, check_resources, main, own_rooms, sweep
+from sweeps.engine.launch import Question, main, sweep
 from sweeps.engine.words import Refused, Words, make_spec
+from sweeps.nodes import ground
+from sweeps.nodes.ground import find_ground, own_rooms
 from trainables import wsd
 
 QUESTION = Question("wsd_budget", wsd.STUDY, about="What is asked?")
@@ -157,18 +159,18 @@ def test_another_open_sweep_on_the_same_journal_is_refused(tmp_path):
         opened.close()
 
 
-def test_more_gpus_per_trial_than_there_are_is_refused_with_the_way_out(monkeypatch):
-    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(launch, "running_ray", lambda: None)
-    words = Words(scale="paper")
+def test_more_gpus_per_trial_than_there_are_is_refused_with_the_way_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(ground.torch.cuda, "device_count", lambda: 1)
+    words = Words(scale="paper", cluster="local")
     words.resources.gpus, words.resources.workers = 1, 8
     with pytest.raises(Refused, match="scale=paper needs 8 GPUs per trial, this machine has 1; take scale=laptop"):
-        check_resources(words)
+        find_ground(words, print).check(words, tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_somebody_elses_analysis_folder_is_one_clear_error(monkeypatch, tmp_path):
     (tmp_path / "analysis").mkdir()
-    monkeypatch.setattr(launch.analysis, "__file__", str(tmp_path / "analysis" / "__init__.py"))
+    monkeypatch.setattr(ground.analysis, "__file__", str(tmp_path / "analysis" / "__init__.py"))
     with pytest.raises(Refused, match="the name 'analysis' means"):
         own_rooms()
 
@@ -188,3 +190,35 @@ def test_a_continued_sweep_is_mirrored_whole(tmp_path):
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     assert len(trials) == 8 and len(children) == 8
     assert {run.data.tags["anabranch.trial"] for run in children} == {row["trial"] for row in trials}
+
+
+def test_idle_gpus_are_said_with_the_hours_of_the_scale_that_would_use_them(tmp_path, monkeypatch):
+    """Hours against the plan of that scale on as many slots, GPU-hours against hours times GPUs."""
+    monkeypatch.setattr(ground.torch.cuda, "device_count", lambda: 4)
+    words = ["executor=local", "plan_only=true", "tracking=none", f"results={tmp_path}", "space.method=wsd"]
+    console = Console(file=io.StringIO(), width=500)
+    sweep(QUESTION, [*words, "scale=laptop"], console)
+    line = re.search(
+        r"4 idle GPUs: scale=gpu would use (\d) of them, .* ([\d.]+) hours and ([\d.]+) GPU-hours",
+        console.file.getvalue(),
+    )
+    assert line, console.file.getvalue()
+    spec, there = make_spec(wsd.STUDY, [*words, "scale=gpu"], "wsd_budget")
+    driver, _ = launch.dry_run(spec, there, 4)
+    seconds = launch.estimate(driver.current_plan(), driver.index, 4, "gpu").seconds
+    assert float(line[2]) == pytest.approx(seconds / 3600, abs=0.05) and line[1] == "4"
+    assert float(line[3]) == pytest.approx(4 * seconds / 3600, abs=0.05)
+    for quiet in (["scale=tiny"], ["scale=laptop", "resources.gpus=1"]):
+        console = Console(file=io.StringIO(), width=500)
+        sweep(QUESTION, [*words, *quiet], console)
+        assert "idle GPU" not in console.file.getvalue()
+
+
+def test_a_scale_that_cannot_take_the_command_is_said_with_its_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(ground.torch.cuda, "device_count", lambda: 1)
+    console = Console(file=io.StringIO(), width=500)
+    words = ["scale=laptop", "preset=grid360", "executor=local", "plan_only=true", f"results={tmp_path}"]
+    sweep(QUESTION, words, console)
+    assert (
+        "1 idle GPU: scale=gpu would use them, but cannot take this command: preset=grid360" in console.file.getvalue()
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +35,7 @@ def planned(tmp_path, *arguments):
         (["plan_only=perhaps"], r"plan_only"),
         (["executor=slurm"], r"no executor 'slurm'; there are ray and local"),
         (["slots=0"], r"slots must be at least 1, got 0"),
+        (["cluster=ray://10.0.0.1:10001"], r"got cluster=ray://10.0.0.1:10001; ray submit it"),
         (["study.widht=64"], r"no field 'widht'; did you mean width"),
         (["study.width=wide"], r"study.width must be whole number, got 'wide'"),
         (["study.width=64.5"], r"study.width must be whole number, got 64.5"),
@@ -197,3 +200,32 @@ def test_a_condition_is_searched_only_where_the_search_looks_for_a_boundary():
             make_spec(study, [*words, *objective], "wsd_budget")
     with pytest.raises(Refused, match="context is a condition"):  # a study that names no such metric
         make_spec(wsd.STUDY, [*words, "objective=select/boundary:min"], "wsd_budget")
+
+
+def test_results_and_tracking_follow_the_environment_unless_the_command_says_otherwise(monkeypatch):
+    assert words_of() == (Path("results"), None)
+    monkeypatch.setenv("ANABRANCH_RESULTS", "/shared/results")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert words_of() == (Path("/shared/results"), "http://127.0.0.1:5000")
+    assert words_of("results=/own", "tracking=none") == (Path("/own"), "none")
+    monkeypatch.setenv("ANABRANCH_RESULTS", "~/results")
+    assert words_of()[0] == Path.home() / "results"
+    monkeypatch.setenv("ANABRANCH_RESULTS", "")
+    assert words_of()[0] == Path("results")
+
+
+def words_of(*arguments):
+    spec, words = make_spec(wsd.STUDY, list(arguments), "wsd_budget")
+    return spec.results, words.tracking
+
+
+def test_help_says_where_results_and_tracking_come_from():
+    text = help_text(wsd.STUDY, "wsd_budget", "")
+    assert re.search(r"results .*default: \$ANABRANCH_RESULTS, else results", text)
+    assert re.search(r"tracking .*default: \$MLFLOW_TRACKING_URI, else a database in the results folder", text)
+
+
+def test_object_storage_is_refused_as_results(monkeypatch):
+    monkeypatch.setenv("ANABRANCH_RESULTS", "s3://bucket/results")
+    with pytest.raises(Refused, match=r"results is a folder .*got s3://bucket/results; .*mount a shared file system"):
+        spec_of()
