@@ -251,6 +251,6 @@ def test_gpu_measures_the_scale_of_the_space_file():
 
 
 def test_gpu_needs_no_tuner_and_no_tracker():
-    absent = ("ray", "mlflow", "optuna", "hydra", "omegaconf", "pydantic", "pyarrow", "pandas", "scipy", "psutil")
+    absent = ("ray", "mlflow", "optuna", "hydra", "omegaconf", "pyarrow", "pandas", "scipy", "psutil")
     program = f"import sys; sys.modules.update(dict.fromkeys({absent})); import tests.benchmarks.gpu"
     subprocess.run([sys.executable, "-c", program], cwd=meter.REPOSITORY, check=True)

@@ -21,6 +21,7 @@ from tests.benchmarks.commands import shares, startup
 from tests.benchmarks.forks import fork
 from tests.benchmarks.grids import grid_function, grid_trainer
 from tests.benchmarks.lanes import lanes
+from tests.benchmarks.limits import limits
 from tests.benchmarks.loop import loop
 from tests.benchmarks.packing import packing
 from tests.benchmarks.parity import parity_pack, parity_secrets, parity_walsh
@@ -33,7 +34,7 @@ from tests.benchmarks.wanted import WANTED, verdict
 BENCHMARKS: dict[str, Callable[[Settings], Measured]] = {
     run.__name__: run
     for run in (
-        *(plan, fork, loop, startup, shares, grid_trainer, grid_function),
+        *(plan, limits, fork, loop, startup, shares, grid_trainer, grid_function),
         *(lanes, packing, trivial, parity_pack, parity_secrets, parity_walsh, sequence_lanes, scan),
     )
 }

@@ -54,8 +54,8 @@ def spec_of(folder: Path, proposals: int) -> Spec:
 
 def sweep(proposals: int, slots: int, folder: Path) -> dict[str, float]:
     """Run it on a Ray of its own; seconds of wall clock, trials that completed, jobs that Tune ran."""
-    from sweeps.engine.joining import Slots
     from sweeps.engine.search import run_on_ray
+    from sweeps.nodes.joining import Slots
 
     spec = spec_of(folder, proposals)
     store = Store(spec.results)

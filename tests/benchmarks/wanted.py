@@ -78,6 +78,19 @@ WANTED: Mapping[str, Mapping[str, Wanted]] = {
         "least_ratio": Wanted("associative scan, 64 to 256 positions: CPU of a loop over it, least", ">=", 1, "x"),
         "largest_difference": Wanted("the same: largest difference of a state", "<=", 1e-5, timed=False),
     },
+    "limits": {
+        "trials": Wanted("a simulated sweep: trials", ">=", 1000, timed=False),
+        "measurements": Wanted("the same: measurements", ">=", 10_000, timed=False),
+        "incomplete": Wanted("the same: trials that did not complete", "=", 0, timed=False),
+        "plan_seconds": Wanted("the same: CPU of proposing and planning", "<=", 2, "s"),
+        "drive_seconds": Wanted("the same: CPU of the driver and queue from first to last job", "<=", 10, "s"),
+        "memory_gigabytes": Wanted("the same: memory of the driver's process", "<=", 1, "GB"),
+        "read_seconds": Wanted("the same: CPU of opening, frontier and claims", "<=", 5, "s"),
+        "plan_seconds_ratio": Wanted("four times the trials: CPU of planning, over once", "<=", 6, "x"),
+        "drive_seconds_ratio": Wanted("four times the trials: CPU of driver and queue, over once", "<=", 6, "x"),
+        "tables_seconds_ratio": Wanted("four times the trials: CPU of the tables, over once", "<=", 6, "x"),
+        "read_seconds_ratio": Wanted("four times the trials: CPU of reading, over once", "<=", 6, "x"),
+    },
     "fork": {
         "unequal_forks": Wanted("forks, cut anywhere, that differ from a straight run in a bit", "=", 0, timed=False)
     },
