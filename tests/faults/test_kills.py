@@ -1,0 +1,66 @@
+"""Sweeps on Ray of which a process is killed, against the same sweep unbroken in one process; one random time each.
+
+`make fault-test` does the same ten times each and prints a table.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from tests.faults import mlflow_down, soak
+from tests.faults.clusters import raylets
+from tests.faults.kills import rehearse
+
+pytestmark = pytest.mark.timeout(600)  # a busy machine takes minutes to start two raylets
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with raylets(cpus=1) as running:
+        yield running
+
+
+@pytest.fixture
+def draw():
+    """Another time in each run of the tests; what it was is in the failure's own words."""
+    return Random()
+
+
+def test_a_tune_actor_killed(cluster, tmp_path, draw):
+    cost = rehearse(cluster, ("actor",), tmp_path, draw)
+    assert cost.good, cost
+
+
+def test_a_driver_killed_and_the_same_command_again(cluster, tmp_path, draw):
+    cost = rehearse(cluster, ("driver",), tmp_path, draw, kind="adaptive")
+    assert cost.good, cost
+
+
+def test_a_worker_of_a_group_killed_and_then_its_controller(cluster, tmp_path, draw):
+    cost = rehearse(cluster, ("worker", "controller"), tmp_path, draw, kind="short", step_seconds=0.05)
+    assert cost.killed == ["worker", "controller"] and cost.equal and not (cost.twice or cost.damaged), cost
+    assert not cost.left["groups"] and not cost.left["processes"], cost
+    # Ray Train's own cleaner of a killed controller never ends where Ray has no dashboard: at most that one is left.
+    assert cost.left["actors"] in ([], ["PlacementGroupCleaner"]), cost
+
+
+def test_a_hundred_trials_in_a_row_leave_nothing_behind(cluster, tmp_path):
+    """Failing, diverging, dying, lost on rungs, stopped by the clock; memory: a slope over the last two thirds."""
+    found = soak.soak(cluster, tmp_path)
+    assert found.jobs >= 100 and found.stops == 1, found
+    assert {"complete", "diverged", "failed"} <= set(found.statuses), found
+    assert found.good and found.megabytes_per_100 < 30, found
+
+
+def test_a_raylet_killed(cluster, tmp_path, draw):
+    cost = rehearse(cluster, ("raylet",), tmp_path, draw, kind="halving", checkpoint_every=12)
+    assert cost.good, cost
+    assert cost.steps_lost <= 100  # of the one job that was on it
+
+
+def test_mlflow_killed_in_the_middle_and_synced_to_a_new_server(tmp_path, draw):
+    found = mlflow_down.rehearse(tmp_path, draw)
+    assert found.good, found
+    assert found.said.count("The records are whole and the sweep goes on without it") <= 1
