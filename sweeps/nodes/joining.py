@@ -135,7 +135,7 @@ def check_cluster(slots: Slots, offer: Offer) -> None:
         return
     each = _sizes(slots.cpus, slots.gpus)
     nodes = Counter(_sizes(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in offer.nodes)
-    there = ", ".join(f"{count} x {size}" for size, count in nodes.items())
+    there = ", ".join(f"{count} x {size}" for size, count in sorted(nodes.items()))
     may_come = ", ".join(f"up to {kind.most} {kind.name}" for kind in offer.kinds)
     raise Refused(
         f"a job needs {slots.workers} x {each}, each on one node, and there is room for {fit} "

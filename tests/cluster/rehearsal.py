@@ -26,7 +26,7 @@ from tests.cluster.machines import ADDRESSES, KEY, PLACE, ROOT
 CLUSTER = PLACE / "cluster.yaml"
 SWEEP = "sweeps/wsd_budget.py"
 # Longer than scale=tiny alone: the head's processes start first and would have done all before the worker's are there.
-WORDS = ("scale=tiny", "space.budget_steps=[250,500]", "study.measure_every=50")
+WORDS = ("scale=tiny", "space.budget_steps=[1000,2000]", "study.measure_every=200")
 NODES = "import ray; ray.init('auto', log_to_driver=False); print('ALIVE', sum(n['Alive'] for n in ray.nodes()))"
 MLFLOW = (
     "import mlflow; mlflow.set_tracking_uri('http://127.0.0.1:5000'); "
