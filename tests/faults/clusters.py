@@ -120,7 +120,8 @@ def raylets(cpus: int = 2) -> Iterator[Raylets]:
 def _started(cpus: int) -> Any:
     cluster = Cluster()
     try:
-        _add(cluster, num_cpus=cpus, include_dashboard=False)
+        # As every real cluster has one; without it Ray Train's cleaner of a dead controller asks in vain and stays.
+        _add(cluster, num_cpus=cpus, include_dashboard=True)
         _add(cluster, num_cpus=cpus)
     except Exception:
         cluster.shutdown()

@@ -40,10 +40,7 @@ def test_a_driver_killed_and_the_same_command_again(cluster, tmp_path, draw):
 
 def test_a_worker_of_a_group_killed_and_then_its_controller(cluster, tmp_path, draw):
     cost = rehearse(cluster, ("worker", "controller"), tmp_path, draw, kind="short", step_seconds=0.05)
-    assert cost.killed == ["worker", "controller"] and cost.equal and not (cost.twice or cost.damaged), cost
-    assert not cost.left["groups"] and not cost.left["processes"], cost
-    # Ray Train's own cleaner of a killed controller never ends where Ray has no dashboard: at most that one is left.
-    assert cost.left["actors"] in ([], ["PlacementGroupCleaner"]), cost
+    assert cost.killed == ["worker", "controller"] and cost.good, cost
 
 
 def test_a_hundred_trials_in_a_row_leave_nothing_behind(cluster, tmp_path):

@@ -25,6 +25,7 @@ from sweeps.nodes.health import Finding
 from sweeps.nodes.joining import HEAD, NodeKind, Offer, Slots
 
 GB = 10**9
+CLONE = Path(__file__).resolve().parents[2]
 VERSIONS = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0+cu128", "numpy": "2.4.6", "anabranch": "0.1.0"}
 WELL = NodeFacts(
     "gpu-1 (10.0.0.2, node 1a2b3c)",
@@ -226,7 +227,8 @@ def test_a_ray_that_asks_for_its_token_is_told_from_what_is_no_ray(tmp_path: Pat
 def test_this_machine_is_checked_without_a_ray(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
     before = {process.pid for process in psutil.process_iter() if "raylet" in process.name()}
     monkeypatch.chdir(tmp_path)
-    assert doctor.main(["sweeps/wsd_budget.py", *TINY, f"results={tmp_path / 'results'}"]) == 0
+    script = str(CLONE / "sweeps" / "wsd_budget.py")
+    assert doctor.main([script, *TINY, f"results={tmp_path / 'results'}"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     for words in ("none runs here that a sweep would join", "python " + sys.version.split()[0], "1 node", "no mirror"):
         assert words in said
