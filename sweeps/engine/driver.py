@@ -115,6 +115,8 @@ class Driver:
     def start(self) -> None:
         """Take in the first proposals and settle what the store already answers."""
         self._advance()
+        if self.finished:
+            self._plan()
 
     @property
     def finished(self) -> bool:
@@ -184,22 +186,27 @@ class Driver:
         job = self.queue.ended(name)
         if error is not None:
             self._take_in_unheard()
-            for item, _ in job.items:
-                points = [point for branch in item.branch.stages() for point in branch.points]
-                there = {point: self.index.measured(point.key) for point in points}
-                unfinished = [p.key for p in points if there[p] is None or (p.full and not there[p])]
-                if unfinished and not preempted and not self.queue.may_retry(item):
-                    self.index.failures.update((key, error) for key in unfinished)
+        unfinished = [(item, keys) for item, _ in job.items if (keys := self._unfinished(item))]
+        if error is not None and not preempted:
+            for item, keys in self.queue.suspects(unfinished):
+                if not self.queue.may_retry(item):
+                    self.index.failures.update((key, error) for key in keys)
                     self._lossy.add(item.root_key)
-            self._stale = True
-        stages = (branch for item, _ in job.items for branch in item.branch.stages())
-        if any(self.index.measured(point.key) is None for branch in stages for point in branch.points):
-            self._stale = True  # it was asked to stop on its way, and what it kept there is needed
+        if error is not None or unfinished:
+            self._stale = True  # asked to stop on its way, too, it kept a state there from which others go on
         self._done.pop(name, None)
         for watcher in self.watchers:
             watcher.job_ended(job, error)
         self._settle()
+        if self.finished:
+            self._plan()
         self._drop_forks()
+
+    def _unfinished(self, item: Item) -> list[str]:
+        """What an item was to measure and has not, or only lightly where it was to be in full."""
+        points = [point for branch in item.branch.stages() for point in branch.points]
+        there = {point: self.index.measured(point.key) for point in points}
+        return [point.key for point in points if there[point] is None or (point.full and not there[point])]
 
     def _take_in_unheard(self) -> None:
         """What a dead process had committed, but could not tell."""

@@ -7,7 +7,7 @@ from math import ceil
 from typing import Any
 
 from sweeps.engine.items import Item, items, work_of
-from sweeps.engine.plan import Plan
+from sweeps.engine.plan import Plan, Tree
 from sweeps.engine.store import Commit
 from sweeps.engine.worker import Job
 
@@ -42,6 +42,7 @@ class Queue:
     waiting: list[Item] = field(default_factory=list)
     running: dict[str, Job] = field(default_factory=dict)
     deaths: dict[str, int] = field(default_factory=dict)
+    deadly: set[str] = field(default_factory=set)  # roots on which a process died: each stage's trial is to die alone
     started: int = 0
     most: float = 0.0  # work of a job of several items
     least: float = 0.0  # below this much work, a job costs more than it parallelises
@@ -52,7 +53,7 @@ class Queue:
         work = sum(work_of(tree.study, tree.root, node) for tree in plan.trees for node in tree.nodes() if node.runs)
         self.least = SMALLEST_JOB_STEPS * work / max(plan.steps_to_run, 1)
         self.most = max(work / (4 * self.slots), self.least)
-        self.waiting = highest_first([item for tree in plan.trees for item in items(tree, self.most)])
+        self.waiting = highest_first([item for tree in plan.trees for item in items(tree, self._largest(tree))])
         self.shares = lane_shares(self.waiting, self.slots)
 
     def take(self, state_of: Callable[[Item], Commit | None]) -> Job | None:
@@ -102,8 +103,17 @@ class Queue:
     def ended(self, name: str) -> Job:
         return self.running.pop(name)
 
+    def _largest(self, tree: Tree) -> float:
+        """The work of an item that may hold branches. What killed a process fails with what goes on from it alone."""
+        return 0.0 if tree.root_key in self.deadly else self.most
+
+    def suspects(self, unfinished: Sequence[tuple[Item, list[str]]]) -> Sequence[tuple[Item, list[str]]]:
+        """Those items of a job whose process died that may have killed it: the one it was on, or all of its lanes."""
+        return unfinished[:1] if unfinished and unfinished[0][0].shape is None else unfinished
+
     def may_retry(self, item: Item) -> bool:
         """Count a death of the process that ran this item; False when it has died too often."""
+        self.deadly.add(item.root_key)
         self.deaths[item.branch.key] = self.deaths.get(item.branch.key, 0) + 1
         return self.deaths[item.branch.key] <= RETRIES
 

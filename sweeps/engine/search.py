@@ -26,6 +26,7 @@ from sweeps.engine.worker import Job, Place, Told, run_job
 from sweeps.nodes.groups import (
     REAP_SECONDS,
     Notice,
+    Raylet,
     lost_nodes,
     now_and_then,
     reap,
@@ -176,7 +177,7 @@ def _went_through(job: Job, place: Place, run: InProcessRun | WorkerGroupRun, te
     if not Path(place.stop_file).parent.is_dir():  # a node that joined later was not checked before the sweep began
         raise OSError(f"{platform.node()} does not see {place.results}; mount the shared folder there at this path")
     try:
-        run_job(job, place, run, tell)
+        run_job(job, place, run, tell, before_commit=Raylet().must_live)
     except Stopped:
         return False
     return True

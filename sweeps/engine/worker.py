@@ -57,8 +57,11 @@ class Told:
     damaged: tuple[str, ...] = ()
 
 
-def run_job(job: Job, place: Place, run: Run, tell: Callable[[Told], None]) -> None:
-    """Run a job from a recorded process state. Raises trainables.study.Stopped when the run is asked to stop.
+def run_job(
+    job: Job, place: Place, run: Run, tell: Callable[[Told], None], before_commit: Callable[[], None] = lambda: None
+) -> None:
+    """Run a job from a recorded process state. Raises trainables.study.Stopped when the run is asked to stop, and what
+    `before_commit` raises where this process may no longer write.
 
     In a worker group every worker runs this and tells; rank 0 alone commits, and only its words count.
 
@@ -67,11 +70,11 @@ def run_job(job: Job, place: Place, run: Run, tell: Callable[[Told], None]) -> N
     sys.path.extend(path for path in place.paths if path not in sys.path)
     store = Store(place.results, place.session)
     if isinstance(job.items[0][0].study, FusedStudy):
-        _train_packs(job, place, store, run, tell)
+        _train_packs(job, place, store, run, tell, before_commit)
         return
     for item, start in job.items:
         reset_process(threads=place.threads)
-        commit = _Committer(store, job, item, run, tell)
+        commit = _Committer(store, job, item, run, tell, before_commit)
         try:
             tensors = None if start is None else store.load_state(start)
         except DamagedStore:
@@ -92,6 +95,7 @@ class _Committer:
     item: Item
     run: Run
     tell: Callable[[Told], None]
+    before_commit: Callable[[], None]
     since: float = field(default_factory=time.perf_counter)
     started_at: str = field(default_factory=lambda: _now())
 
@@ -99,6 +103,7 @@ class _Committer:
         spent = stage.cost.train_seconds + stage.cost.evaluation_seconds + stage.cost.checkpoint_seconds
         startup = max(0.0, time.perf_counter() - self.since - spent)
         told = Told()
+        self.before_commit()
         if self.run.rank == 0:
             written = self.store.commit(
                 *(self.item.study.name, self.item.root_key, stage),
@@ -113,7 +118,9 @@ class _Committer:
         self.started_at = _now()
 
 
-def _train_packs(job: Job, place: Place, store: Store, run: Run, tell: Callable[[Told], None]) -> None:
+def _train_packs(
+    job: Job, place: Place, store: Store, run: Run, tell: Callable[[Told], None], before_commit: Callable[[], None]
+) -> None:
     """Train a job's lanes, which are of one shape, in packs of the size that pays."""
     reset_process(threads=place.threads)
     began, started_at = time.perf_counter(), _now()
@@ -126,7 +133,7 @@ def _train_packs(job: Job, place: Place, store: Store, run: Run, tell: Callable[
     for first in range(0, len(items), size):
         reset_process(threads=place.threads)
         pack = items[first : first + size]
-        commit = _LaneCommitter(store, job, pack, run, tell, startup, started_at)
+        commit = _LaneCommitter(store, job, pack, run, tell, before_commit, startup, started_at)
         try:
             train_pack(study, configs[first : first + size], run, commit=commit, heed=commit.write_due)
         finally:
@@ -144,6 +151,7 @@ class _LaneCommitter:
     items: Sequence[Item]
     run: Run
     tell: Callable[[Told], None]
+    before_commit: Callable[[], None]
     startup: float
     started_at: str
     ended: list[tuple[str, Stage]] = field(default_factory=list)
@@ -161,6 +169,7 @@ class _LaneCommitter:
         self.written_at = time.monotonic()
         if not self.ended:
             return
+        self.before_commit()
         try:
             name = self.store.commit_lanes(
                 *(self.items[0].study.name, self.ended),

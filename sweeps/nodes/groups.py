@@ -4,6 +4,8 @@ Ray is imported where it is needed. What Ray has no public call for (nodes that 
 placement group) is asked of the same tables that Ray Train asks.
 """
 
+import os
+import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -91,6 +93,22 @@ class Notice:
             self.looked_at = time.monotonic()
             self.given = not leaving_nodes().isdisjoint((self.node, own_node()))
         return self.given
+
+
+class NodeDied(RuntimeError):
+    """The raylet of this process is gone: Ray has the job done again elsewhere."""
+
+
+@dataclass(frozen=True)
+class Raylet:
+    """The raylet of this node, which started this process. A process outlives it by seconds."""
+
+    pid: int = field(default_factory=os.getppid)
+
+    def must_live(self) -> None:
+        """Raises NodeDied once the raylet has died: what this process wrote now would stand twice in the store."""
+        if os.getppid() != self.pid:
+            raise NodeDied(f"the raylet of {platform.node()} has died; this job goes on where Ray starts it again")
 
 
 def reap() -> int:

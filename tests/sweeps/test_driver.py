@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from dataclasses import replace
@@ -14,9 +15,10 @@ from sweeps.engine.items import worth_keeping
 from sweeps.engine.spec import Search
 from sweeps.engine.store import Store
 from sweeps.engine.worker import run_job
+from sweeps.nodes.groups import NodeDied, Raylet
 from tests.sweeps.engine_cases import open_sweep, run_shuffled, run_sweep, toy_spec
 from trainables import toys
-from trainables.study import LocalRun, alone
+from trainables.study import LocalRun, Stopped, alone
 from trainables.walk import walk
 
 GRID = dict(budgets=(20, 40, 80), decay_fraction=[0.1, 0.25, 0.5])
@@ -254,6 +256,105 @@ def test_an_item_whose_process_dies_is_tried_twice_more_and_then_given_up(tmp_pa
     for entry in sweep.entries:
         assert entry.status == ("failed" if entry.trial.config.learning_rate == 0.1 else "complete")
         assert entry.status == "complete" or entry.error == "signal 9"
+
+
+def killed_where(sweep, deadly):
+    """Run a sweep in one process; a job dies when it is to commit a stage that is deadly."""
+    while not sweep.driver.finished:
+        job = sweep.driver.next_job()
+        assert job is not None, sweep.driver.waits_for()
+        run = LocalRun()
+        study = job.items[0][0].study
+
+        def advance(state, placed, span, run):
+            if deadly(placed, span):
+                raise Died("signal 9")
+            toys.advance(state, placed, span, run)
+
+        items = tuple((replace(item, study=replace(study, advance=advance)), start) for item, start in job.items)
+        try:
+            run_job(replace(job, items=items), sweep.place, run, sweep.driver.heard)
+        except Died:
+            sweep.driver.ended(job.name, "signal 9")
+        else:
+            sweep.driver.ended(job.name)
+    sweep.tuning.close()
+
+
+class Died(BaseException):
+    """Not for a study to be blamed for, as the end of a process."""
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_what_kills_its_process_takes_no_other_trial_with_it(tmp_path, slots):
+    """Of five rates in one job, one; of the branches of one trunk, that of one decay and what it leads to."""
+    spec = toy_spec(tmp_path / "rates", rates=(0.1, 0.15, 0.2, 0.25, 0.3), budgets=(20,))
+    sweep = open_sweep(spec, slots=slots)
+    killed_where(sweep, lambda placed, span: placed.start == 0 and placed.at(0)["lr"] == 0.2)
+    statuses = {entry.trial.config.learning_rate: entry.status for entry in sweep.entries}
+    assert statuses == {rate: "failed" if rate == 0.2 else "complete" for rate in (0.1, 0.15, 0.2, 0.25, 0.3)}
+
+    spec = toy_spec(tmp_path / "decays", rates=(0.1, 0.2), budgets=(40,), decay_fraction=[0.1, 0.25, 0.5, 0.75])
+    sweep = open_sweep(spec, slots=slots)
+    killed_where(sweep, lambda placed, span: placed.segment.falling and placed.start == 30)
+    for entry in sweep.entries:
+        assert entry.status == ("failed" if entry.trial.config.decay_fraction == 0.25 else "complete")
+
+
+def test_a_job_that_is_stopped_before_a_full_measurement_of_a_state_measured_lightly_is_planned_again(tmp_path):
+    run_sweep(toy_spec(tmp_path, rates=(0.1, 0.2), budgets=(40,), decay_fraction=0.25))  # step 15 is measured lightly
+    sweep = open_sweep(toy_spec(tmp_path, rates=(0.1, 0.2), budgets=(15, 40), decay_fraction=0.0, fixed={}), slots=1)
+    asked = iter(range(10**6))
+    job = sweep.driver.next_job()
+    with pytest.raises(Stopped):
+        run_job(job, sweep.place, LocalRun(stop=lambda: next(asked) > 2), sweep.driver.heard)
+    sweep.driver.ended(job.name)
+    while not sweep.driver.finished:
+        again = sweep.driver.next_job()
+        assert again is not None and not sweep.driver.stuck
+        run_job(again, sweep.place, LocalRun(), sweep.driver.heard)
+        sweep.driver.ended(again.name)
+    sweep.tuning.close()
+    assert {entry.status for entry in sweep.entries} == {"complete"}
+
+
+@pytest.mark.parametrize("fault", ["nan", "raises"])
+def test_a_sweep_whose_last_stage_is_lost_keeps_no_forks_either(tmp_path, fault):
+    def advance(state, placed, span, run):
+        toys.advance(state, placed, span, run)
+        if span.stop > 38:
+            state.position.fill_(float("nan"))
+            if fault == "raises":
+                raise RuntimeError("lost")
+
+    study = replace(toys.QUADRATIC, advance=advance)
+    spec = toy_spec(tmp_path, study, rates=(0.1, 0.2), budgets=(40,), decay_fraction=0.25)
+    sweep = run_sweep(spec, checkpoint_every=5)
+    assert {entry.status for entry in sweep.entries} == {"diverged" if fault == "nan" else "failed"}
+    assert len(list((tmp_path / "store" / "states").iterdir())) <= 2  # the ends of the two stable stretches
+
+
+@pytest.mark.parametrize("study", [toys.QUADRATIC, toys.LANES])
+def test_a_job_whose_node_died_writes_nothing_more(tmp_path, monkeypatch, study):
+    """The raylet goes while the second stage is trained; what its job wrote after that, its retry would write too."""
+    spec = toy_spec(tmp_path, study, **(GRID if study is toys.QUADRATIC else {"budgets": (20, 40)}))
+    sweep = open_sweep(spec, slots=1)
+    job, raylet = sweep.driver.next_job(), Raylet()
+    place = replace(sweep.place, pack=1)
+    committed = []
+
+    def tell(told):
+        committed.extend(told.committed)
+        monkeypatch.setattr(os, "getppid", lambda: 1)  # as for every orphan
+
+    with pytest.raises(NodeDied, match="has died"):
+        run_job(job, place, LocalRun(), tell, before_commit=raylet.must_live)
+    assert len(committed) == 1 and len(Store(tmp_path).scan().commits) == 1
+    sweep.driver.ended(job.name, "node died")
+    sweep.tuning.close()
+    run_sweep(spec)
+    keys = [(commit.key, commit.start) for commit in Store(tmp_path).scan().commits.values()]
+    assert len(keys) == len(set(keys)) > 2
 
 
 def test_commits_of_a_job_that_died_unheard_are_not_run_again(tmp_path):
