@@ -8,7 +8,8 @@ driver, the queue and the tuning of a real sweep decide what runs when. Beside t
   preemptions_per_gpu_hour=0.002 how often a GPU is taken away, and its job with it; without notice
   away_minutes=10                until it, or another in its place, is back
   flops_per_second=...           of one GPU (or CPU slot) in training; default: an assumption, which the table says
-  calibrate=FOLDER               speed, measurements and start-up as measured in a results folder
+  calibrate=FOLDER               speed, measurements and start-up as measured in a results folder, by sweeps whose jobs
+                                 had what this sweep's jobs get: GPUs, workers, lanes; all on one kind of device
   job_seconds=60                 from a job's start to its first step, where nothing is calibrated
   seed=0                         of the preemptions
   format=text                    or markdown, latex
@@ -18,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from math import expm1
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -38,6 +40,7 @@ from sweeps.engine.words import Refused, Words, make_spec
 from trainables.study import FusedStudy
 
 UNLIMITED = 10_000  # slots: every job starts as soon as its fork is there
+MOST_CUT_SHORT = 5_000  # jobs of one simulated sweep: each is planned anew, and more of them take hours
 
 
 @dataclass
@@ -118,7 +121,7 @@ def refuse_idle_words(mine: Sequence[str], words: Words) -> None:
 def pace_of(spec: Spec, words: Words, simulation: Simulation) -> Pace:
     """How fast one slot is: measured, given, or assumed."""
     if simulation.calibrate is not None:
-        return measured_pace(Path(simulation.calibrate), spec.study.name)
+        return measured_pace(Path(simulation.calibrate), spec.study, words.resources)
     assumed = ASSUMED_FLOPS_PER_SECOND_IN_LANES if isinstance(spec.study, FusedStudy) else ASSUMED_FLOPS_PER_SECOND
     gpus = words.resources.gpus * words.resources.workers
     each = simulation.flops_per_second or assumed["gpu" if gpus else "cpu"]
@@ -131,11 +134,18 @@ def pace_of(spec: Spec, words: Words, simulation: Simulation) -> Pace:
 
 
 def run(spec: Spec, words: Words, simulation: Simulation) -> tuple[list[Line], Pace]:
-    """The lines of the table. Raises Refused for a fleet that holds no job."""
+    """The lines of the table. Raises Refused for a fleet that holds no job, or that takes jobs away too often."""
     each = words.resources.gpus * words.resources.workers
     pace = pace_of(spec, words, simulation)
+    unhurried = replace(pace, job_seconds=0.0)
     every, lines = words.resources.checkpoint_every, []
-    critical: dict[int, float] = {}
+    ways = [False] if isinstance(spec.study, FusedStudy) else [False, True]  # with all that is shared, and alone
+    unlimited: dict[int, list[Simulated]] = {}
+
+    def simulated(fleet: Fleet, pace: Pace, alone: bool, slots: int) -> Simulated:
+        tuning = CellTuning(spec, open_journals(spec, slots, record=False))
+        return simulate(spec, Alone(tuning) if alone else tuning, fleet, pace, every)
+
     for gpus in simulation.gpus if each else simulation.slots:
         slots = int(gpus // (each or 1))
         if slots < 1:
@@ -145,18 +155,29 @@ def run(spec: Spec, words: Words, simulation: Simulation) -> tuple[list[Line], P
             seed=simulation.seed,
         )
         lag = slots if spec.search.sampler in ADAPTIVE else 0  # what later proposals may know
-        if lag not in critical:
-            unhurried = replace(pace, job_seconds=0.0)
-            tuning = CellTuning(spec, open_journals(spec, slots, record=False))
-            critical[lag] = simulate(spec, tuning, Fleet(UNLIMITED, each), unhurried, every).wall_seconds
-        tuning = CellTuning(spec, open_journals(spec, slots, record=False))
-        shared = simulate(spec, tuning, fleet, pace, every)
-        alone = None
-        if not isinstance(spec.study, FusedStudy):
-            tuning = CellTuning(spec, open_journals(spec, slots, record=False))
-            alone = simulate(spec, Alone(tuning), fleet, pace, every)
-        lines.append(Line(gpus, fleet, shared, alone, critical[lag]))
+        if lag not in unlimited:
+            unlimited[lag] = [simulated(Fleet(UNLIMITED, each), unhurried, alone, slots) for alone in ways]
+        for least in unlimited[lag]:
+            refuse_endless(fleet, least, pace, every)
+        shared, *others = [simulated(fleet, pace, alone, slots) for alone in ways]
+        lines.append(Line(gpus, fleet, shared, others[0] if others else None, unlimited[lag][0].wall_seconds))
     return lines, pace
+
+
+def refuse_endless(fleet: Fleet, least: Simulated, pace: Pace, every: int | None) -> None:
+    """Raise Refused where so many jobs would be cut short that simulating them takes hours, or has no end.
+
+    What loses x GPUs on average before it commits is tried exp(x) times.
+    """
+    losses = [fleet.losses(pace.job_seconds + seconds) for seconds in least.stretches]
+    cut_short = sum(expm1(min(loss, 700.0)) for loss in losses)  # beyond is no float
+    if cut_short > MOST_CUT_SHORT:
+        raise Refused(
+            f"a simulated sweep has at most {MOST_CUT_SHORT:,} jobs cut short, got about {cut_short:.2g}: with "
+            f"preemptions_per_gpu_hour={fleet.preemptions_per_gpu_hour:g} a job loses {max(losses):.2g} GPUs on average "
+            f"in the {duration(max(least.stretches))} between two of its checkpoints; lower that rate, or checkpoint "
+            f"more often: resources.checkpoint_every={'N' if every is None else max(1, every // 10)}"
+        )
 
 
 def table(lines: Sequence[Line], format: str) -> str:

@@ -1,10 +1,12 @@
 """How fast slots were in a results folder: FLOP/s, seconds of measurements, of stages and of starting a job."""
 
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
@@ -12,6 +14,8 @@ from scipy.optimize import nnls
 import analysis
 from analysis.records import Records
 from sweeps.engine.simulation import Pace
+from sweeps.engine.words import Refused, Resources, compose_words
+from trainables.study import AnyStudy
 
 
 @dataclass(frozen=True)
@@ -30,28 +34,83 @@ class Executed:
     full: int
 
 
-def measured_pace(results: Path, study: str) -> Pace:
-    """The pace of one slot, from all stages of a study in a folder. Raises ValueError where it holds none.
+def measured_pace(results: Path, study: AnyStudy, resources: Resources) -> Pace:
+    """The pace of one slot, from all stages of a study in a folder whose jobs had these resources.
 
     Training: the median of FLOP/s over stages. Measurements: least squares over stages. A job's start: the median gap
-    between two jobs of one slot.
+    between two jobs of one slot. Raises ValueError where there is no such stage, or where devices are mixed.
     """
-    records = analysis.open(results).where(study=study)
+    records = of_such_slots(analysis.open(results).where(study=study.name), study, resources, results)
     stages = [stage for stage in executed(records) if stage.flops and stage.train_seconds]
     if not stages:
-        raise ValueError(f"{results} holds no stage of {study} with known FLOPs; run a sweep of it there first")
+        raise ValueError(f"{results} holds no stage of {study.name} with known FLOPs; run a sweep of it there first")
+    device = one_device(records, resources, results)
     light, full = nnls(
         np.array([[stage.light, stage.full] for stage in stages], dtype=float),
         np.array([stage.evaluation_seconds for stage in stages]),
     )[0]
     flops = median(stage.flops / stage.train_seconds for stage in stages)
     each, start = median(stage.other_seconds for stage in stages), start_seconds(stages)
-    devices = ", ".join(sorted({str(device) for device in records.ledger.column("device").to_pylist()}))
     source = (
-        f"{flops:.3g} FLOP/s per slot ({devices}), {light:.2g} s a measurement and {full:.2g} s a full one, "
-        f"{each:.2g} s a stage, {start:.2g} s a job, as measured over {len(stages):,} stages in {results}"
+        f"{flops:.3g} FLOP/s per slot ({said_of(resources)}; {device}), {light:.2g} s a measurement and {full:.2g} s a "
+        f"full one, {each:.2g} s a stage, {start:.2g} s a job, as measured over {len(stages):,} stages in {results}"
     )
     return Pace(flops, source, float(light), float(full), each, start)
+
+
+def of_such_slots(records: Records, study: AnyStudy, resources: Resources, results: Path) -> Records:
+    """The sweeps whose every command gave its jobs these resources. Raises ValueError where there is none."""
+    found = {str(spec["sweep"]): resources_of(spec, study) for spec in records.sweeps}
+    alike = [sweep for sweep, known in found.items() if {said_of(one) for one in known} == {said_of(resources)}]
+    if not alike:
+        there = {said_of(one) for known in found.values() for one in known}
+        raise ValueError(
+            f"calibrate needs a sweep of {study.name} whose jobs had what this one's get ({said_of(resources)}), "
+            f"{results} has {', or '.join(sorted(there)) or 'none whose command says what its jobs had'}; name another "
+            "folder, or give flops_per_second"
+        )
+    return records.where(sweep=alike)
+
+
+def resources_of(spec: Mapping[str, Any], study: AnyStudy) -> list[Resources]:
+    """What the commands that ran a sweep gave each job; none for one that was not started by a sweep script."""
+    last = str(spec.get("command", ""))
+    commands = {str(session.get("command", last)) for session in spec.get("sessions", ())} or {last}
+    found = []
+    for command in commands:
+        said = shlex.split(command)
+        if said[:1] != ["python"] or not said[1].endswith(".py"):
+            return []
+        try:
+            found.append(compose_words(study, said[2:])[0].resources)
+        except Refused:  # words of another version, which say nothing certain now
+            return []
+    return found
+
+
+def said_of(resources: Resources) -> str:
+    """What decides how fast a slot is, in words."""
+    workers, least = resources.workers, resources.min_workers or resources.workers
+    count = f"{workers}" if least == workers else f"{least} to {workers}"
+    how = f" under {resources.parallel}" if workers > 1 else ""
+    lanes = "" if resources.pack is None else f", {resources.pack} lanes together"
+    return f"{count} worker{'s' * (workers > 1)} with {resources.gpus:g} GPUs each{how}{lanes}"
+
+
+def one_device(records: Records, resources: Resources, results: Path) -> str:
+    """The device of all stages. Raises ValueError for several, and for one that such jobs would not have trained on."""
+    devices = sorted({str(device) for device in records.ledger.column("device").to_pylist()})
+    if len(devices) > 1:
+        raise ValueError(
+            f"calibrate needs stages of one kind of device, {results} has {', '.join(devices)}, and a pace between "
+            "theirs is that of none; name a folder of one of them, or give flops_per_second"
+        )
+    if (devices[0] == "cpu") == (resources.gpus > 0):
+        raise ValueError(
+            f"calibrate needs stages that ran where this sweep's jobs run ({said_of(resources)}), {results} has those "
+            f"of {devices[0]}; name another folder, or give flops_per_second"
+        )
+    return devices[0]
 
 
 def executed(records: Records) -> list[Executed]:

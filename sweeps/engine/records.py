@@ -281,7 +281,7 @@ def describe_spec(
         "fresh_seeds": list(spec.fresh_seeds),
         "sampler": spec.search.sampler,
         "plan": dict(numbers),
-        "sessions": [{"name": session, "slots": numbers.get("slots", 1)}],
+        "sessions": [{"name": session, "slots": numbers.get("slots", 1), "command": spec.command}],
         "versions": {name: installed_version(name) for name in PACKAGES},
         "git_commit": git_commit(),
     }

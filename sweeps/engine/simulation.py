@@ -61,15 +61,22 @@ class Fleet:
     away_seconds: float = 600.0
     seed: int = 0
 
+    def losses(self, seconds: float) -> float:
+        """How often a slot loses one of its GPUs in so many seconds, on average; it loses none with chance exp(-that)."""
+        return self.preemptions_per_gpu_hour * max(self.gpus_per_slot, 1.0) * seconds / HOUR
+
     def until_taken(self, random: Random) -> float:
         """Seconds until a slot loses one of its GPUs: exponential."""
-        rate = self.preemptions_per_gpu_hour * max(self.gpus_per_slot, 1.0) / HOUR
+        rate = self.losses(1.0)
         return random.expovariate(rate) if rate else inf
 
 
 @dataclass
 class Simulated:
-    """What became of a sweep. Slot-seconds: `busy` of jobs, `useful` of the stages that they committed."""
+    """What became of a sweep. Slot-seconds: `busy` of jobs, `useful` of the stages that they committed.
+
+    stretches: the seconds of each stage, or pack of lanes, that was begun: what one preemption may cost.
+    """
 
     wall_seconds: float = 0.0
     busy_seconds: float = 0.0
@@ -80,6 +87,7 @@ class Simulated:
     jobs: int = 0
     trials: int = 0
     incomplete: int = 0
+    stretches: list[float] = field(default_factory=list, repr=False)
 
 
 class MemoryStore(Store):
@@ -291,6 +299,7 @@ class Clockwork:
             self.driver.ended(running.job.name)
             return
         seconds, running.ending = following
+        self.found.stretches.append(seconds)
         running.until = running.since + seconds
         self._at(running.until, lambda: self._commit(slot, running))
 

@@ -35,7 +35,7 @@ def kill_again_and_again(fault: str, times: int, draw: Random, console: Console)
             grouped = fault in GROUP
             kind = "short" if grouped else draw.choice(["grid", "halving", "adaptive"])
             with tempfile.TemporaryDirectory(prefix="fault") as folder:
-                cost = rehearse(cluster, (fault,), Path(folder), draw, kind=kind)
+                cost = rehearse(cluster, (fault,), Path(folder), draw.randrange(2**32), kind=kind)
             costs.append(cost)
             console.print(f"{fault} {turn + 1} of {times}, {kind}: {cost}", highlight=False, soft_wrap=True)
     faulthandler.cancel_dump_traceback_later()
@@ -90,7 +90,7 @@ def mlflow_again_and_again(times: int, draw: Random, console: Console, table: Ta
     found = []
     for turn in range(times):
         with tempfile.TemporaryDirectory(prefix="fault") as folder:
-            found.append(mlflow_down.rehearse(Path(folder), draw))
+            found.append(mlflow_down.rehearse(Path(folder), draw.randrange(2**32)))
         console.print(f"mlflow {turn + 1} of {times}: {found[-1]}", highlight=False, soft_wrap=True)
     seconds = [one.recovered_seconds for one in found]
     equal = all(one.records_equal and one.mirror_equal for one in found)
@@ -102,8 +102,8 @@ def mlflow_again_and_again(times: int, draw: Random, console: Console, table: Ta
 
 def soaked(fault: str, console: Console, table: Table) -> bool:
     workers, jobs = (2, 10) if fault == "soak-groups" else (1, 100)
-    with raylets(cpus=1) as cluster, tempfile.TemporaryDirectory(prefix="fault") as folder:
-        found = soak.soak(cluster, Path(folder), jobs, workers)
+    with tempfile.TemporaryDirectory(prefix="fault") as folder:
+        found = soak.soak_alone(Path(folder), jobs, workers)
     console.print(f"{fault}: {found}", highlight=False, soft_wrap=True)
     name = f"{found.jobs} jobs in a row of {workers} workers: {found.megabytes_per_100:+.1f} MB per 100"
     table.add_row(name, "1", "", "", "", yes(found.good))

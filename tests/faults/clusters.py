@@ -55,7 +55,7 @@ class Raylets:
             if not all(psutil.pid_exists(pid) and _lives(pid) for pid in self._raylets([node])):
                 self.cluster.remove_node(node, allow_graceful=False)
         if not self.cluster.worker_nodes:
-            _add(self.cluster, num_cpus=self.cpus)
+            add(self.cluster, num_cpus=self.cpus)
 
     def left_behind(self) -> dict[str, list[Any]]:
         """What of a sweep is still there once it has ended: placement groups, actors and their processes."""
@@ -121,21 +121,26 @@ def _started(cpus: int) -> Any:
     cluster = Cluster()
     try:
         # As every real cluster has one; without it Ray Train's cleaner of a dead controller asks in vain and stays.
-        _add(cluster, num_cpus=cpus, include_dashboard=True)
-        _add(cluster, num_cpus=cpus)
+        add(cluster, num_cpus=cpus, include_dashboard=True)
+        add(cluster, num_cpus=cpus)
     except Exception:
         cluster.shutdown()
         raise
     return cluster
 
 
-def _add(cluster: Any, **node: Any) -> None:
-    """One more raylet. On a busy machine it ends itself when its helpers have not come within 20 s: then once more."""
+def add(cluster: Any, **node: Any) -> Any:
+    """One more raylet, the head where there is none yet.
+
+    On a busy machine it ends itself when its helpers have not come within 20 s: then once more, without its remains.
+    """
     for attempts_left in reversed(range(START_ATTEMPTS)):
+        before = set(cluster.list_all_nodes())
         try:
-            cluster.add_node(**node, **_ports())
-            return
+            return cluster.add_node(**node, **_ports())
         except Exception:
+            for remains in set(cluster.list_all_nodes()) - before:
+                cluster.remove_node(remains, allow_graceful=False)
             if not attempts_left:
                 raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -37,9 +38,10 @@ class Hung(RuntimeError):
 class Cost:
     """What a fault did. `killed` has the processes in turn, `recovered_seconds` the time from the last of them to the
     first commit of a job that began after it, `steps_lost` the steps that were trained twice; `twice` is the committed
-    stages that ran twice."""
+    stages that ran twice. From `seed` the times were drawn, and which of several processes."""
 
     fault: str
+    seed: int
     killed: list[str] = field(default_factory=list)
     recovered_seconds: float = 0.0
     steps_lost: int = 0
@@ -58,13 +60,14 @@ def rehearse(
     cluster: Raylets,
     faults: tuple[str, ...],
     folder: Path,
-    draw: Random,
+    seed: int,
     *,
     kind: str = "grid",
     step_seconds: float = 0.02,
     checkpoint_every: int | None = None,
 ) -> Cost:
     """Run a sweep on Ray, kill -9 a process of each kind in turn, each at a random time, and let the sweep end."""
+    draw = Random(seed)
     grouped = any(fault in GROUP for fault in faults)
     slots = Slots(1, workers=2) if grouped else Slots(2)
     how: dict[str, Any] = {"slots": slots.count, "checkpoint_every": checkpoint_every}
@@ -72,7 +75,7 @@ def rehearse(
     cluster.one_more()
     broken = folder / "broken"
     spec = slow_spec(broken, kind, step_seconds)
-    cost = Cost("+".join(faults), steps=steps)
+    cost = Cost("+".join(faults), seed, steps=steps)
     if faults == ("driver",):
         jobs_before, killed_at = (
             0,
@@ -125,13 +128,14 @@ class _Killer(threading.Thread):
         return steps_trained(self.results) >= steps
 
     def _kill(self, fault: str) -> bool:
-        """Kill one of a kind; False while there is none."""
-        found = self.cluster.processes(fault)
-        if found:
-            kill(self.draw.choice(found))
-            self.killed_at, self.jobs = time.time(), self.sweep.driver.queue.started
-            self.killed.append(fault)
-        return bool(found)
+        """Kill one of a kind; False while there is none, or where it has ended by itself just now."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if found := self.cluster.processes(fault):
+                kill(self.draw.choice(found))
+                self.killed_at, self.jobs = time.time(), self.sweep.driver.queue.started
+                self.killed.append(fault)
+                return True
+        return False
 
 
 def waited(there: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> bool:

@@ -41,8 +41,12 @@ OWN = ("mlflow.user", "mlflow.parentRunId", "anabranch.files")  # tags that two 
 
 @dataclass
 class Mirror:
-    """What became of a sweep and of its mirror when the server went away."""
+    """What became of a sweep and of its mirror when the server went away: after `killed_at` of `stages` stages, drawn
+    from `seed`, and `killed` while the sweep still ran."""
 
+    seed: int
+    stages: int
+    killed_at: int
     killed: bool
     said: str
     records_equal: bool
@@ -92,7 +96,7 @@ def answers(port: int) -> bool:
         return False
 
 
-def rehearse(folder: Path, draw: Random) -> Mirror:
+def rehearse(folder: Path, seed: int) -> Mirror:
     """A sweep whose MLflow server is killed at a random time, and `sync` to a new one on the same database."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -101,16 +105,23 @@ def rehearse(folder: Path, draw: Random) -> Mirror:
     uri = f"http://127.0.0.1:{port}"
     run(calm, "none")
     stages = len(list((calm / "store" / "stages").glob("*/*.json")))
-    enough = draw.randint(1, stages - 1)
-    with server(folder / "server", port) as first:
+    enough = Random(seed).randint(1, max(1, stages // 2))  # so early that the sweep has yet to come to its end
+    returned, killed_while_it_ran = threading.Event(), threading.Event()
+
+    def kill_the_server() -> None:
         committed = (results / "store" / "stages").glob
-        killer = threading.Thread(
-            target=lambda: waited(lambda: len(list(committed("*/*.json"))) >= enough) and kill_all_of(first)
-        )
+        if waited(lambda: len(list(committed("*/*.json"))) >= enough):
+            kill_all_of(first)
+            if not returned.is_set():
+                killed_while_it_ran.set()
+
+    with server(folder / "server", port) as first:
+        killer = threading.Thread(target=kill_the_server)
         killer.start()
         said = run(results, uri)
+        returned.set()
         killer.join()
-        killed = first.returncode == -signal.SIGKILL
+        killed = first.returncode == -signal.SIGKILL and killed_while_it_ran.is_set()
     equal = all(table(results, name) == table(calm, name) for name in TABLES)
     before = len(runs(f"sqlite:///{folder}/server/mlflow.db"))
     began = time.monotonic()
@@ -124,7 +135,8 @@ def rehearse(folder: Path, draw: Random) -> Mirror:
     mirror(one.parent, whole)
     names = Counter(run["identity"] for run in found)
     same = status == again == 0 and comparable(found) == comparable(runs(whole))
-    return Mirror(killed, said, equal, before, recovered, same, sum(names.values()) - len(names))
+    doubles = sum(names.values()) - len(names)
+    return Mirror(seed, stages, enough, killed, said, equal, before, recovered, same, doubles)
 
 
 def run(results: Path, tracking: str) -> str:

@@ -1,14 +1,18 @@
-"""A hundred trials in a row in one Ray: stopped early or by the clock, failing, diverging, killed. What is left?"""
+"""A hundred trials in a row in one Ray: lost on rungs, told to stop, failing, diverging, killed. What is left?
+
+`python -m tests.faults.soak ARM GIVEN.json ANSWER.json` is a soak in a process that has done nothing before.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import sys
 import tempfile
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +22,29 @@ import psutil
 from sweeps.engine.search import run_on_ray
 from sweeps.engine.spec import Search, Spec
 from sweeps.nodes.joining import Slots
-from tests.faults.clusters import Raylets
+from tests.benchmarks.meter import run_arm
+from tests.faults.clusters import Raylets, raylets
 from tests.faults.slow import opened
 from tests.sweeps.engine_cases import Sweep, toy_spec
 from trainables import toys
 from trainables.study import StagedStudy, Stopped
 
 STEPS = 100  # of a trial: the least that goes into a job of its own
-STOP_AFTER_SECONDS = 4.0
+STOP_SHARE = 20  # of all jobs so many go by until the third sweep is told to stop: a quarter of its own
+
+
+class Deaf:
+    """A watcher who takes in nothing."""
+
+    def planned(self, driver: Any, new: Any) -> None: ...
+    def committed(self, commit: Any, rows: Any) -> None: ...
+    def settled(self, entry: Any) -> None: ...
+    def job_started(self, job: Any) -> None: ...
+    def job_ended(self, job: Any, error: str | None) -> None: ...
 
 
 @dataclass
-class Use:
+class Use(Deaf):
     """What the driver's process holds after each job."""
 
     megabytes: list[float] = field(default_factory=list)
@@ -40,15 +55,23 @@ class Use:
         self.megabytes.append(here.memory_info().rss / 2**20)
         self.files.append(here.num_fds())
 
-    def planned(self, driver: Any, new: Any) -> None: ...
-    def committed(self, commit: Any, rows: Any) -> None: ...
-    def settled(self, entry: Any) -> None: ...
-    def job_started(self, job: Any) -> None: ...
-
     def growth(self, values: list[float]) -> float:
         """Per hundred jobs, over the last two thirds: a straight line through them."""
         late = values[len(values) // 3 :]
         return 100 * float(np.polyfit(range(len(late)), late, 1)[0])
+
+
+@dataclass
+class Stopper(Deaf):
+    """Tells a sweep to stop once so many of its jobs have ended, as Ctrl-C or a time limit would."""
+
+    stop: Path
+    jobs: int
+
+    def job_ended(self, job: Any, error: str | None) -> None:
+        self.jobs -= 1
+        if self.jobs == 0:
+            self.stop.touch()
 
 
 @dataclass
@@ -84,7 +107,7 @@ def troubled(marks: Path) -> StagedStudy:
 
 
 def soak(cluster: Raylets, folder: Path, jobs: int = 100, workers: int = 1) -> Soaked:
-    """Three sweeps in one Ray of `jobs` jobs in all: a grid, rungs, and one that the clock stops before it goes on."""
+    """Three sweeps in one Ray of `jobs` jobs in all: a grid, rungs, and one that is told to stop before it goes on."""
     marks = folder / "marks"
     marks.mkdir(parents=True)
     use, before = Use(), cluster.left_behind()
@@ -97,13 +120,13 @@ def soak(cluster: Raylets, folder: Path, jobs: int = 100, workers: int = 1) -> S
     specs = [
         toy_spec(folder / "grid", study, rates=grid, budgets=(STEPS,), decay_fraction=0.0),
         toy_spec(folder / "rungs", study, rates=grid[: jobs // 5], budgets=(STEPS, 2 * STEPS), search=rungs),
-        toy_spec(folder / "clock", study, rates=grid[: jobs // 5], budgets=(STEPS,), decay_fraction=0.0),
+        toy_spec(folder / "stopped", study, rates=grid[: jobs // 5], budgets=(STEPS,), decay_fraction=0.0),
     ]
     with _temporary_files_in(folder / "temporary"):
         for spec in specs:
-            if spec.results.name == "clock":
-                stops += _stopped_by_the_clock(cluster, spec, use, workers)
-            sweep = _run(cluster, spec, use, workers)
+            if spec.results.name == "stopped":
+                stops += _stopped(cluster, spec, use, workers, after=max(1, jobs // STOP_SHARE))
+            sweep = _run(cluster, spec, [use], workers)
             for entry in sweep.entries:
                 statuses[entry.status] = statuses.get(entry.status, 0) + 1
     left = cluster.clean_within(30, but=before)
@@ -130,8 +153,8 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
         tempfile.tempdir = before
 
 
-def _run(cluster: Raylets, spec: Spec, use: Use, workers: int) -> Sweep:
-    sweep = opened(spec, slots=len(spec.budgets) * 100, watchers=[use])  # so many that each trial is a job of its own
+def _run(cluster: Raylets, spec: Spec, watchers: Sequence[Deaf], workers: int) -> Sweep:
+    sweep = opened(spec, slots=len(spec.budgets) * 100, watchers=watchers)  # so many: each trial is a job of its own
     try:
         run_on_ray(sweep.driver, sweep.place, Slots(2 if workers == 1 else 1, workers=workers), address=cluster.address)
     finally:
@@ -139,17 +162,31 @@ def _run(cluster: Raylets, spec: Spec, use: Use, workers: int) -> Sweep:
     return sweep
 
 
-def _stopped_by_the_clock(cluster: Raylets, spec: Spec, use: Use, workers: int) -> int:
-    """Run a sweep for some seconds, as a time limit would; was it stopped?"""
+def _stopped(cluster: Raylets, spec: Spec, use: Use, workers: int, after: int) -> int:
+    """Run a sweep that is told to stop after so many jobs; did it?"""
     stop = spec.results.resolve() / "stop"
-    spec.results.mkdir(parents=True, exist_ok=True)
-    clock = threading.Timer(STOP_AFTER_SECONDS, stop.touch)
-    clock.start()
     try:
-        _run(cluster, spec, use, workers)
+        _run(cluster, spec, [use, Stopper(stop, after)], workers)
     except Stopped:
         return 1
     finally:
-        clock.cancel()
         stop.unlink(missing_ok=True)
     return 0
+
+
+def soak_alone(folder: Path, jobs: int = 100, workers: int = 1) -> Soaked:
+    """The same in a process and a Ray of its own: what a process held before would blur the slope of its memory."""
+    given = {"folder": str(folder.resolve()), "jobs": jobs, "workers": workers}
+    return Soaked(**run_arm(__name__, "soak", given)[1])
+
+
+def main(words: Sequence[str]) -> None:
+    _, question, answer = words
+    given = json.loads(Path(question).read_text())
+    with raylets(cpus=1) as cluster:
+        found = soak(cluster, Path(given["folder"]), given["jobs"], given["workers"])
+    Path(answer).write_text(json.dumps(asdict(found)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,14 +27,16 @@ from sweeps.engine.plan import make_trial
 from sweeps.engine.search import run_on_ray
 from sweeps.engine.store import Store
 from sweeps.engine.worker import Place
-from sweeps.nodes.groups import lost_nodes
+from sweeps.nodes.groups import lost_nodes, own_node
 from sweeps.nodes.joining import Slots
+from tests.faults.clusters import add
 from tests.sweeps.engine_cases import open_sweep, run_sweep, toy_spec
 from trainables import toys, wsd
 from trainables.study import Stopped
 from trainables.walk import train
 
 EVERY = 60  # steps between checkpoints
+NOTICE_SECONDS = 10.0  # from the notice until the node is gone
 HEAD = {  # a node counts as dead after eight seconds of silence
     "num_cpus": 0,
     "include_dashboard": False,
@@ -40,28 +44,35 @@ HEAD = {  # a node counts as dead after eight seconds of silence
 }
 
 
-def spec_of(results, study, budget=400):
+def spec_of(results, study, budget=240):
     return toy_spec(results, study, rates=(0.05, 0.1), budgets=(budget,), decay_fraction=0.25)
 
 
 def slow(study, log: Path, seconds: float):
-    """A study that takes so long for a step, starts when two processes have come to it, and writes down the steps of
-    every span that rank 0 trained, in a file of each process and number of workers."""
+    """A study that takes so long for a step, starts when two processes have come to it, and writes down from which step
+    to which a span went and when it ended, in a file of each node, process, rank and number of workers."""
     log.mkdir()
 
     def advance(state, placed, span, run):
-        with open(log / f"{os.getpid()}-rank{run.rank}-of-{run.workers}", "a") as file:
+        with open(log / f"{own_node()}-{os.getpid()}-rank{run.rank}-of-{run.workers}", "a") as file:
             while len(list(log.iterdir())) < 2:
                 time.sleep(0.02)
             time.sleep(seconds * (span.stop - span.start))
             study.advance(state, placed, span, run)
-            file.write(f"{span.stop - span.start}\n")
+            file.write(f"{span.start} {span.stop} {time.time()}\n")
 
     return replace(study, advance=advance)
 
 
+def spans(log: Path, files="*-rank0-*") -> list[tuple[int, int, float]]:
+    """(from, to, when it ended) of the spans that were trained, in the order of their ends."""
+    lines = [line.split() for file in log.glob(files) for line in file.read_text().splitlines(keepends=True)]
+    ended = [(int(line[0]), int(line[1]), float(line[2])) for line in lines if len(line) == 3]
+    return sorted(ended, key=lambda span: span[2])
+
+
 def trained(log: Path) -> int:
-    return sum(int(line) for file in log.glob("*-rank0-*") for line in file.read_text().split())
+    return sum(stop - start for start, stop, _ in spans(log))
 
 
 def committed(results) -> int:
@@ -117,12 +128,14 @@ def test_a_sweep_stopped_again_and_again_loses_no_step(tmp_path, checkpoint_ever
 @pytest.fixture(scope="module")
 def cluster():
     """A head without CPUs, where this process is, and nodes that come and go; nobody else finds it by "auto"."""
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir="/tmp", prefix="two-") as folder:
+    kept = tempfile.TemporaryDirectory(dir="/tmp", prefix="two-", ignore_cleanup_errors=True)  # Ray's logs come late
+    with pytest.MonkeyPatch.context() as patch, kept as folder:
         patch.setenv("RAY_TMPDIR", folder)  # short, since it holds sockets
         patch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-        made = Cluster(initialize_head=True, head_node_args=HEAD)
+        made = Cluster()
         try:
+            add(made, **HEAD)
             ray.init(address=made.address, log_to_driver=False, logging_level="WARNING")
             yield made
         finally:
@@ -133,57 +146,88 @@ def cluster():
 @pytest.fixture
 def nodes(cluster):
     """Two nodes with one CPU each."""
-    made = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
-    yield made
-    for node in made:
-        cluster.remove_node(node, allow_graceful=False)
+    try:
+        yield [add(cluster, num_cpus=1), add(cluster, num_cpus=1)]
+    finally:
+        for node in list(cluster.worker_nodes):
+            cluster.remove_node(node, allow_graceful=False)
 
 
-def told_to_leave(cluster, node) -> None:
-    """What a cluster's manager says to Ray when a spot instance has got its notice."""
+def told_to_leave(cluster, node) -> float:
+    """What a cluster's manager says to Ray when a spot instance has got its notice, and does when the time is up."""
     client = ray._raylet.GcsClient(address=cluster.address)
-    in_a_minute = int((time.time() + 60) * 1000)
+    gone_at = time.time() + NOTICE_SECONDS
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    accepted, why = client.drain_node(node.node_id, reason, "spot", in_a_minute)
+    accepted, why = client.drain_node(node.node_id, reason, "spot", int(gone_at * 1000))
     assert accepted, why
+    time.sleep(max(0.0, gone_at - time.time()))
+    return killed(cluster, node)
 
 
-def killed(cluster, node) -> None:
-    """All its processes get SIGKILL, the raylet first."""
+def killed(cluster, node) -> float:
+    """All its processes get SIGKILL, the raylet first; when that was."""
     (raylet,) = node.all_processes[ray_constants.PROCESS_TYPE_RAYLET]
-    process = psutil.Process(raylet.process.pid)
-    for one in [process, *process.children(recursive=True)]:
-        one.send_signal(signal.SIGKILL)
+    when = time.time()
+    with contextlib.suppress(psutil.NoSuchProcess):  # a raylet that was told to leave goes when it has nothing to do
+        process = psutil.Process(raylet.process.pid)
+        for one in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.send_signal(signal.SIGKILL)
+    return when
 
 
-def act_when(ready, act) -> None:
-    """Act in a thread once it is time to."""
+def act_when(ready, act) -> Future:
+    """Act in a thread once it is time to; what came of it."""
+    came: Future = Future()
 
     def watch():
-        while not ready():
-            time.sleep(0.02)
-        act()
+        try:
+            while not ready():
+                time.sleep(0.02)
+            came.set_result(act())
+        except BaseException as error:
+            came.set_exception(error)
 
     threading.Thread(target=watch, daemon=True).start()
+    return came
+
+
+def left_in_time(log: Path, node, gone_at: float, last_step: int) -> int:
+    """Where the only process that trained on a node stopped, with work left, well before the node was gone."""
+    names = list(log.glob(f"{node.node_id}-*"))
+    assert len(names) == 1, f"nothing is to begin on a node that was told to leave: {names}"
+    _, step, when = spans(log, names[0].name)[-1]
+    assert when < gone_at - 1 and step < last_step
+    assert spans(log)[-1][2] > gone_at  # its job took longer than the notice: it was not simply over
+    return step
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("act", [told_to_leave, killed])
-def test_a_node_that_goes_away_costs_at_most_a_checkpoint_interval_a_job(cluster, nodes, tmp_path, act):
-    log = tmp_path / "log"
+@pytest.mark.parametrize(("act", "step_seconds"), [(told_to_leave, 0.1), (killed, 0.02)])
+def test_a_node_that_goes_away_costs_at_most_a_checkpoint_interval_a_job(cluster, nodes, tmp_path, act, step_seconds):
+    """Nothing at all when it was told in time: its job commits where it is, and another goes on from there."""
+    log, there = tmp_path / "log", f"{nodes[1].node_id}-*"
     unbroken = run_sweep(spec_of(tmp_path / "unbroken", toys.QUADRATIC), checkpoint_every=EVERY)
     before = lost_nodes()
-    sweep = open_sweep(spec_of(tmp_path / "broken", slow(toys.QUADRATIC, log, 0.01)), checkpoint_every=EVERY)
-    act_when(lambda: trained(log) > 3 * EVERY, lambda: act(cluster, nodes[1]))
+    sweep = open_sweep(spec_of(tmp_path / "broken", slow(toys.QUADRATIC, log, step_seconds)), checkpoint_every=EVERY)
+    gone = act_when(
+        lambda: any(stop > EVERY + 10 for _, stop, _ in spans(log, there)),  # with seconds to go to the next checkpoint
+        lambda: act(cluster, nodes[1]),
+    )
     try:
         run_on_ray(sweep.driver, sweep.place, Slots(2), address=None)
     finally:
         sweep.tuning.close()
+    gone_at = gone.result(60)
     assert sweep.results() == unbroken.results()
     lost = trained(log) - committed(tmp_path / "broken")
     assert committed(tmp_path / "broken") == committed(tmp_path / "unbroken")
-    assert lost == 0 if act is told_to_leave else 0 <= lost <= EVERY
-    assert act is told_to_leave or lost_nodes() > before
+    edges = {commit.stop for commit in Store(tmp_path / "broken").scan().commits.values()}
+    off_the_grid = edges - {commit.stop for commit in Store(tmp_path / "unbroken").scan().commits.values()}
+    if act is told_to_leave:
+        assert lost == 0 and off_the_grid == {left_in_time(log, nodes[1], gone_at, last_step=240)}
+    else:
+        assert 0 <= lost <= EVERY and not off_the_grid and lost_nodes() > before
 
 
 TINY = replace(wsd.STUDY.tiny, layers=2, decay_fraction=0.25)
@@ -204,18 +248,29 @@ class Given:
         return not self.waiting
 
 
+def minders() -> set[str]:
+    """The Tune actors that this Ray has ever started."""
+    return {name for name, one in ray._private.state.actors().items() if "ImplicitFunc" in one["ActorClassName"]}
+
+
+def held() -> list[str]:
+    return [name for name, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"]
+
+
 @pytest.mark.timeout(600)
-def test_a_group_that_lost_a_node_goes_on_with_the_workers_that_are_left(cluster, nodes, tmp_path):
-    """The batch of a step stays as it is, so what it measures does too; no placement group of the dead one is left."""
-    log, results = tmp_path / "log", tmp_path / "broken"
+@pytest.mark.parametrize(("act", "step_seconds"), [(told_to_leave, 0.5), (killed, 0.1)])
+def test_a_group_that_loses_a_node_goes_on_with_the_workers_that_are_left(cluster, nodes, tmp_path, act, step_seconds):
+    """The batch of a step stays as it is, so what it measures does too; no placement group of the first one is left."""
+    log, results, before = tmp_path / "log", tmp_path / "broken", minders()
     store = Store(results)
     store.prepare()
-    driver = Driver(store, Given(slow(wsd.STUDY, log, 0.1), TINY), slots=1, checkpoint_every=10)
+    driver = Driver(store, Given(slow(wsd.STUDY, log, step_seconds), TINY), slots=1, checkpoint_every=10)
     driver.start()
     place = Place(str(results), str(results / "stop"))
     slots = Slots(1, workers=2, min_workers=1)
-    act_when(lambda: trained(log) > 12, lambda: killed(cluster, nodes[1]))
+    gone = act_when(lambda: trained(log) > 12, lambda: act(cluster, nodes[1]))
     run_on_ray(driver, place, slots, address=None)
+    gone_at = gone.result(60)
     (entry,) = driver.entries
     alone = train(wsd.STUDY, TINY).rows
     assert entry.status == "complete" and [row.step for row in entry.rows] == [row.step for row in alone]
@@ -228,4 +283,11 @@ def test_a_group_that_lost_a_node_goes_on_with_the_workers_that_are_left(cluster
     assert max(differences) < 2e-5  # nats
     assert 0 <= lost <= 10 and committed(results) == 40
     assert {name.name.rpartition("-")[2] for name in log.iterdir()} == {"1", "2"}
-    assert not [group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
+    if act is told_to_leave:
+        stopped_at = left_in_time(log, nodes[1], gone_at, last_step=40)
+        assert lost == 0 and stopped_at in {commit.stop for commit in store.scan().commits.values()}
+        assert len(minders() - before) == 2  # an actor of a job that gave way is not used again
+    end = time.monotonic() + 60
+    while held() and time.monotonic() < end:  # Ray and the reaper take their time
+        time.sleep(0.5)
+    assert held() == []

@@ -285,29 +285,36 @@ class Died(BaseException):
     """Not for a study to be blamed for, as the end of a process."""
 
 
+RATES, DECAYS = (0.1, 0.15, 0.2, 0.25, 0.3), [0.1, 0.25, 0.5, 0.75]
+
+
 @pytest.mark.parametrize("slots", [1, 2])
-def test_what_kills_its_process_takes_no_other_trial_with_it(tmp_path, slots):
-    """Of five rates in one job, one; of the branches of one trunk, that of one decay and what it leads to."""
-    spec = toy_spec(tmp_path / "rates", rates=(0.1, 0.15, 0.2, 0.25, 0.3), budgets=(20,))
-    sweep = open_sweep(spec, slots=slots)
-    killed_where(sweep, lambda placed, span: placed.start == 0 and placed.at(0)["lr"] == 0.2)
+@pytest.mark.parametrize("deadly", RATES)
+def test_what_kills_its_process_takes_no_other_trial_of_its_job_with_it(tmp_path, deadly, slots):
+    sweep = open_sweep(toy_spec(tmp_path, rates=RATES, budgets=(20,)), slots=slots)
+    killed_where(sweep, lambda placed, span: placed.start == 0 and placed.at(0)["lr"] == deadly)
     statuses = {entry.trial.config.learning_rate: entry.status for entry in sweep.entries}
-    assert statuses == {rate: "failed" if rate == 0.2 else "complete" for rate in (0.1, 0.15, 0.2, 0.25, 0.3)}
+    assert statuses == {rate: "failed" if rate == deadly else "complete" for rate in RATES}
 
-    spec = toy_spec(tmp_path / "decays", rates=(0.1, 0.2), budgets=(40,), decay_fraction=[0.1, 0.25, 0.5, 0.75])
-    sweep = open_sweep(spec, slots=slots)
-    killed_where(sweep, lambda placed, span: placed.segment.falling and placed.start == 30)
+
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("deadly", DECAYS)
+def test_nor_another_branch_of_its_trunk(tmp_path, deadly, slots):
+    sweep = open_sweep(toy_spec(tmp_path, rates=(0.1, 0.2), budgets=(40,), decay_fraction=DECAYS), slots=slots)
+    killed_where(sweep, lambda placed, span: placed.segment.falling and placed.start == 40 - round(40 * deadly))
     for entry in sweep.entries:
-        assert entry.status == ("failed" if entry.trial.config.decay_fraction == 0.25 else "complete")
+        assert entry.status == ("failed" if entry.trial.config.decay_fraction == deadly else "complete")
 
 
-def test_a_job_that_is_stopped_before_a_full_measurement_of_a_state_measured_lightly_is_planned_again(tmp_path):
-    run_sweep(toy_spec(tmp_path, rates=(0.1, 0.2), budgets=(40,), decay_fraction=0.25))  # step 15 is measured lightly
-    sweep = open_sweep(toy_spec(tmp_path, rates=(0.1, 0.2), budgets=(15, 40), decay_fraction=0.0, fixed={}), slots=1)
+@pytest.mark.parametrize("looks", range(1, 8))
+def test_a_job_that_is_stopped_before_a_full_measurement_of_a_state_measured_lightly_is_planned_again(tmp_path, looks):
+    flat = dict(rates=(0.1, 0.2), decay_fraction=0.0, fixed={})
+    run_sweep(toy_spec(tmp_path, budgets=(40,), **flat))
+    sweep = open_sweep(toy_spec(tmp_path, budgets=(20, 40), **flat), slots=1)
     asked = iter(range(10**6))
     job = sweep.driver.next_job()
     with pytest.raises(Stopped):
-        run_job(job, sweep.place, LocalRun(stop=lambda: next(asked) > 2), sweep.driver.heard)
+        run_job(job, sweep.place, LocalRun(stop=lambda: next(asked) >= looks), sweep.driver.heard)
     sweep.driver.ended(job.name)
     while not sweep.driver.finished:
         again = sweep.driver.next_job()

@@ -42,6 +42,7 @@ def test_a_silent_job_is_named_once_and_again_when_it_is_twice_as_long(jobs):
     watchdog = Watchdog(said.append, silent=600, clock=clock)
     for job in jobs:
         watchdog.job_started(job)
+        watchdog.job_began(job)
     heard_at = {}
     for clock.now in range(0, 5000, 10):
         watchdog.committed(Commit(jobs[1]), [])
@@ -58,6 +59,7 @@ def test_a_job_that_speaks_or_ends_is_not_named(jobs):
     said, clock = [], Clock()
     watchdog = Watchdog(said.append, silent=600, clock=clock)
     watchdog.job_started(jobs[0])
+    watchdog.job_began(jobs[0])
     clock.now = 599
     watchdog.committed(Commit(jobs[0]), [])
     clock.now = 1100
@@ -72,6 +74,7 @@ def test_where_stages_take_an_hour_ten_minutes_are_no_silence(jobs):
     said, clock = [], Clock()
     watchdog = Watchdog(said.append, silent=600, clock=clock)
     watchdog.job_started(jobs[0])
+    watchdog.job_began(jobs[0])
     clock.now = 3600
     watchdog.committed(Commit(jobs[0]), [])
     clock.now = 3600 + 5 * 3600 - 1
@@ -109,3 +112,43 @@ def test_a_job_that_hangs_is_named_while_it_hangs(tmp_path):
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.join()
+
+
+def test_a_job_that_no_node_has_taken_is_said_to_wait_and_not_to_hang(jobs):
+    """Both wait for a node that takes 25 minutes to come; then one trains and the other hangs at once."""
+    said, clock = [], Clock()
+    watchdog = Watchdog(lambda text: said.append((clock.now, text)), silent=600, clock=clock)
+    for job in jobs:
+        watchdog.job_started(job)
+    for clock.now in range(0, 1500, 10):
+        watchdog.look()
+    assert [when for when, _ in said] == [610, 1230]
+    first, second = jobs
+    assert said[0][1].startswith(f"no node has taken {first.name}, {second.name} for 10 min; ")
+    assert all("ray status" in words and "hang" not in words for _, words in said)
+    said.clear()
+    clock.now = 1500
+    for job in jobs:
+        watchdog.job_began(job)
+    for clock.now in range(1500, 2500, 10):
+        watchdog.committed(Commit(second), [])
+        watchdog.look()
+    assert [when for when, _ in said] == [2110]  # 600 s after it began: the 25 minutes are no measure of a stage
+    assert f"waiting for {first.name}: nothing has come from it for 10 min" in said[0][1] and "hang" in said[0][1]
+
+
+@pytest.mark.parametrize("began", [False, True], ids=["it never began", "it hung"])
+def test_what_a_job_waited_that_died_is_no_measure_of_a_stage(jobs, began):
+    """It is an hour until its node dies or somebody ends its process; the next one hangs, too."""
+    said, clock = [], Clock()
+    watchdog = Watchdog(said.append, silent=600, clock=clock)
+    watchdog.job_started(jobs[0])
+    if began:
+        watchdog.job_began(jobs[0])
+    clock.now = 3600
+    watchdog.job_ended(jobs[0], "its node died")
+    watchdog.job_started(jobs[1])
+    watchdog.job_began(jobs[1])
+    clock.now += 601
+    watchdog.look()
+    assert len(said) == 1 and f"waiting for {jobs[1].name}" in said[0]
