@@ -4,8 +4,9 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,6 +30,8 @@ from trainables.study import (
     alone,
     state_key,
 )
+
+T = TypeVar("T")
 
 ON_DEVICE_BYTES = 2 * 2**30
 ASK_SECONDS = 1.0  # of training, between two looks at whether the run should stop
@@ -56,7 +59,8 @@ def walk(
     """Train a forest of branches that start from one state: `state`, by default at step 0, with `tensors` loaded.
 
     Each stage is handed to `commit` when it ends. Small branches go first, so that at most one copy of the state per
-    depth is alive. A diverged stage, or one that raises, ends its branch; the others go on. When the run is asked to
+    depth is alive. A diverged stage, or one that raises, ends its branch; the others go on; what the run's own methods
+    raise ends the walk. When the run is asked to
     stop, the steps of the stage that it is in are committed as a stage of their own, whose state is kept: nothing that
     was trained is lost. Then it raises Stopped.
     """
@@ -81,6 +85,8 @@ def walk(
             if stopped:
                 stage.branch = cut_short(branch, study.root_key(root), branch.start + stage.executed_steps)
             fork = _cloned(stage, state)
+        except _OfTheRun as fault:
+            raise fault.error from None
         except Exception:
             stage.status, stage.error = "failed", traceback.format_exc()
         if stage.status == "complete":
@@ -127,7 +133,7 @@ def _train_stage(study: StagedStudy, stage: Stage, state: State, run: Run, stret
     for placed in branch.placed:
         step, stop = max(placed.start, branch.start), min(placed.stop, branch.stop)
         while step < stop:
-            if run.should_stop():
+            if _of_the_run(run.should_stop):
                 return True
             span = Span(step, min([stop, step + stretch.steps, *(cut for cut in points if cut > step)]))
             began = time.perf_counter()
@@ -135,7 +141,7 @@ def _train_stage(study: StagedStudy, stage: Stage, state: State, run: Run, stret
             _wait_for(run.device)
             trained = time.perf_counter()
             stage.cost.train_seconds += trained - began
-            stretch.trained(span.stop - step, run.slowest(trained - began))
+            stretch.trained(span.stop - step, _of_the_run(partial(run.slowest, trained - began)))
             step = span.stop
             stage.executed_steps = step - branch.start
             if step in points:
@@ -156,8 +162,23 @@ def _measure(study: StagedStudy, state: State, run: Run, point: Point, knobs: di
             arrays[name] = [float(item) for item in value]
         else:
             metrics[name] = float(value)
-    run.report(key=point.key, step=point.step, full=point.full, **metrics)
+    _of_the_run(partial(run.report, key=point.key, step=point.step, full=point.full, **metrics))
     return Row(point.key, point.step, point.full, metrics, arrays, knobs)
+
+
+class _OfTheRun(Exception):
+    """An error of the run's own, a disk or a network that is away: not the study's, and no reason to fail a trial."""
+
+    def __init__(self, error: Exception):
+        super().__init__(str(error))
+        self.error = error
+
+
+def _of_the_run(call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except Exception as error:
+        raise _OfTheRun(error) from error
 
 
 def _wait_for(device: torch.device) -> None:

@@ -61,6 +61,7 @@ class Watcher(Protocol):
     def committed(self, commit: Commit, rows: list[Row]) -> None: ...
     def settled(self, entry: Entry) -> None: ...
     def job_started(self, job: Job) -> None: ...
+    def job_began(self, job: Job) -> None: ...
     def job_ended(self, job: Job, error: str | None) -> None: ...
 
 
@@ -144,7 +145,10 @@ class Driver:
         return job
 
     def heard(self, told: Told) -> None:
-        """Take in what a job committed or found damaged."""
+        """Take in that a job runs, and what it committed or found damaged."""
+        if (job := self.queue.running.get(told.began)) is not None:
+            for watcher in self.watchers:
+                watcher.job_began(job)
         for name in told.damaged:
             commit = self.index.commits[name]
             self.index.states.get(commit.root_key, {}).pop(commit.key, None)

@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,11 +138,15 @@ def launch(
     ground.check(words, spec.results)
     store = Store(spec.results, session=records.new_session())
     store.prepare()
+    try:
+        recorded = CellTuning(spec, open_journals(spec, slots, record=True))
+    except RuntimeError as error:  # another process runs this sweep
+        raise Refused(str(error)) from error
     claims = [claim.declared() for claim in question.claims]
     content = records.describe_spec(spec, claims, expected.as_dict(), store.session)
     records.write_spec(spec, content)
-    with mirrored(spec, words, content, expected.trials, console) as mirror:
-        run(spec, words, store, ground, expected, plan, progress, mirror, console)
+    with closing(recorded), mirrored(spec, words, content, expected.trials, console) as mirror:
+        run(spec, words, store, recorded, ground, expected, plan, progress, mirror, console)
         found = analysis.open(spec.folder)
         show_schedule(found, spec, console)
         if question.show is not None:
@@ -176,6 +180,7 @@ def run(
     spec: Spec,
     words: Words,
     store: Store,
+    tuning: CellTuning,
     ground: Ground,
     expected: Estimate,
     plan: Plan,
@@ -184,10 +189,6 @@ def run(
     console: Console,
 ) -> None:
     """Train what is missing; write the tables and the tree's figure, also when the run is stopped."""
-    try:
-        tuning = CellTuning(spec, open_journals(spec, progress.slots, record=True))
-    except RuntimeError as error:  # another process runs this sweep
-        raise Refused(str(error)) from error
     device = device_name(torch.device("cuda" if words.resources.gpus and torch.cuda.is_available() else "cpu"))
     recorder = records.Recorder(spec, [], device)
     watchers: list[Watcher] = [ProgressWatcher(spec, progress, tuning.proposals, expected.jobs, progress.slots)]
@@ -209,7 +210,6 @@ def run(
             execute(driver, place, words, ground)
             progress.finished()
     finally:
-        tuning.close()
         driver.refresh()
         recorder.tables(driver.index).write(spec.folder)
         if not isinstance(spec.study, FusedStudy):

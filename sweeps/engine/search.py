@@ -12,7 +12,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +22,38 @@ from ray.tune.search import Searcher
 
 from sweeps.engine.driver import Driver
 from sweeps.engine.local import Stuck
+from sweeps.engine.store import ABANDONED_SECONDS
 from sweeps.engine.worker import Job, Place, Told, run_job
 from sweeps.nodes.groups import (
     REAP_SECONDS,
     Notice,
     Raylet,
     lost_nodes,
+    nodes_there,
     now_and_then,
+    own_node,
     reap,
     room,
     worker_counts,
     workers_now,
 )
 from sweeps.nodes.joining import Slots, check_cluster, join, offered
+from sweeps.nodes.looking import code
 from trainables.ray_train import InProcessRun, WorkerGroupRun, in_this_process, together, worker_group
 from trainables.study import Stopped
 
 WATCHDOG_SECONDS = 60.0
+UNFIT_SECONDS = 60.0  # that a node has to become what the sweep needs, before its job goes to another
 METRIC = "commits"
 LONGEST_REASON = 3000  # characters of an error that go to the driver
 
 
 class GaveWay(Exception):
     """A job committed what it had trained and ended, since its node is to leave; its process must not be used again."""
+
+
+class Unfit(Exception):
+    """A node lacks what the sweep was started with: the job goes to another, and its items are not to blame."""
 
 
 class JobSearcher(Searcher):
@@ -60,6 +69,7 @@ class JobSearcher(Searcher):
         self.lost_before: dict[str, int] = {}
         self.reasons: dict[str, str] = {}
         self.gave_way: set[str] = set()
+        self.unfit: set[str] = set()
         self.quiet_since: float | None = None
         self.fault: BaseException | None = None
 
@@ -100,9 +110,11 @@ class JobSearcher(Searcher):
             self._hear(trial_id, result or {})
             reason = self.reasons.pop(trial_id, "the job's process died or raised; see the log above")
             before, gave_way = self.lost_before.pop(trial_id, 0), trial_id in self.gave_way
-            self.gave_way.discard(trial_id)
+            unfit = trial_id in self.unfit
+            for known in (self.gave_way, self.unfit):
+                known.discard(trial_id)
             if error and not gave_way:
-                self.driver.ended(job.name, reason, preempted=self.lost() > before)
+                self.driver.ended(job.name, reason, preempted=unfit or self.lost() > before)
             else:
                 self.driver.ended(job.name)
 
@@ -112,7 +124,10 @@ class JobSearcher(Searcher):
             self.reasons[trial_id] = told["error"]
         if told.get("gave_way"):
             self.gave_way.add(trial_id)
-        self.driver.heard(Told(tuple(told.get("committed", ())), tuple(told.get("damaged", ()))))
+        if told.get("unfit"):
+            self.unfit.add(trial_id)
+        committed, damaged = (tuple(told.get(kind, ())) for kind in ("committed", "damaged"))
+        self.driver.heard(Told(committed, damaged, told.get("began", "")))
 
     @contextlib.contextmanager
     def _guarded(self) -> Any:
@@ -134,7 +149,7 @@ class JobSearcher(Searcher):
 
 
 def _words(told: Told, count: int) -> dict[str, Any]:
-    return {METRIC: count, "told": json.dumps({"committed": told.committed, "damaged": told.damaged})}
+    return {METRIC: count, "told": json.dumps(asdict(told))}
 
 
 @contextlib.contextmanager
@@ -147,7 +162,7 @@ def _saying_why() -> Iterator[None]:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"[-LONGEST_REASON:]
-        tune.report({METRIC: 0, "told": json.dumps({"error": reason})})
+        tune.report({METRIC: 0, "told": json.dumps({"error": reason, "unfit": isinstance(error, Unfit)})})
         raise
 
 
@@ -174,8 +189,7 @@ def _trainable(place: Place) -> Callable[[dict[str, Any]], None]:
 
 def _went_through(job: Job, place: Place, run: InProcessRun | WorkerGroupRun, tell: Callable[[Told], None]) -> bool:
     """Run a job; False when it was asked to stop on its way."""
-    if not Path(place.stop_file).parent.is_dir():  # a node that joined later was not checked before the sweep began
-        raise OSError(f"{platform.node()} does not see {place.results}; mount the shared folder there at this path")
+    _must_fit(place)
     try:
         run_job(job, place, run, tell, before_commit=Raylet().must_live)
     except Stopped:
@@ -183,7 +197,35 @@ def _went_through(job: Job, place: Place, run: InProcessRun | WorkerGroupRun, te
     return True
 
 
-def _group_trainable(place: Place, slots: Slots, scratch: Path) -> Callable[[dict[str, Any]], None]:
+def _must_fit(place: Place) -> None:
+    """Raises Unfit for a node that joined later, which nobody checked before the sweep began, and is not like the rest.
+
+    It waits first, for a folder that is being mounted, and lest such a node takes job after job from the others.
+    """
+    deadline = time.monotonic() + UNFIT_SECONDS
+    while (reason := _unfit(place)) is not None:
+        if time.monotonic() > deadline:
+            raise Unfit(reason)
+        time.sleep(1)
+
+
+def _unfit(place: Place) -> str | None:
+    if not os.path.isdir(os.path.dirname(place.stop_file)):
+        return f"{platform.node()} does not see {place.results}; mount the shared folder there at this path"
+    if own_node() not in place.nodes and (own := code()) != place.code:
+        return f"{platform.node()} has other files of Anabranch ({own}) than the driver ({place.code}); copy them there"
+    return None
+
+
+def _take_away_abandoned(folder: Path) -> None:
+    """What Tune wrote for searches that were killed: folders in which nobody has written for a day."""
+    for left in folder.glob("*"):
+        latest = max(path.lstat().st_mtime for path in (left, *left.rglob("*")))
+        if time.time() - latest > ABANDONED_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _group_trainable(place: Place, slots: Slots, scratch: Path, may_come: int) -> Callable[[dict[str, Any]], None]:
     """The same in a worker group that lives as long as the job and is never stopped from outside."""
 
     def fit(job: Job) -> dict[str, Any]:
@@ -192,7 +234,7 @@ def _group_trainable(place: Place, slots: Slots, scratch: Path) -> Callable[[dic
         counts = worker_counts(items[0].study, {item.root_key: item.root for item in items}.values(), slots)
         trainer: Any = worker_group(
             lambda run: _run_in_group(job, place, run, notice),
-            workers=workers_now(slots, counts, room(slots)),
+            workers=workers_now(slots, counts, room(slots, may_come)),
             cpus=slots.cpus,
             use_gpu=slots.gpus > 0,
             parallel=slots.parallel,
@@ -246,10 +288,15 @@ def run_on_ray(driver: Driver, place: Place, slots: Slots, *, address: str | Non
     stop, and whatever the driver raised.
     """
     join(address, slots)
-    check_cluster(slots, offered())
+    offer = offered()
+    check_cluster(slots, offer)
+    place = replace(place, code=code(), nodes=nodes_there())
     searcher = JobSearcher(driver, slots, place, lost_nodes)
     scratch = Path(place.results).resolve() / "ray" / uuid.uuid4().hex[:8]
-    trainable = _trainable(place) if slots.workers == 1 else _group_trainable(place, slots, scratch)
+    _take_away_abandoned(scratch.parent)
+    trainable = (
+        _trainable(place) if slots.workers == 1 else _group_trainable(place, slots, scratch, offer.workers(slots))
+    )
     # by default one actor waits at a time: a cluster would start them, and an autoscaler bring nodes, one by one
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count)
     tuner = tune.Tuner(

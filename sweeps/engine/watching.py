@@ -72,6 +72,8 @@ class ProgressWatcher:
         self.progress.job_started(job.name)
         self.waiting_since[job.name] = self.progress.clock()
 
+    def job_began(self, job: Job) -> None: ...
+
     def job_ended(self, job: Job, error: str | None) -> None:
         self.done.pop(job.name, None)
         began = self.waiting_since.pop(job.name, None)
@@ -97,6 +99,8 @@ class MirrorWatcher:
         self.mirror.update([self.recorder.trial_row(entry)], self.recorder.measurement_rows(entry))
 
     def job_started(self, job: Job) -> None: ...
+
+    def job_began(self, job: Job) -> None: ...
 
     def job_ended(self, job: Job, error: str | None) -> None: ...
 

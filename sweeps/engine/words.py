@@ -88,7 +88,7 @@ ABOUT = {
     "tracking": "MLflow server; default: $MLFLOW_TRACKING_URI, else a database in the results folder; none: no mirror",
     "plan_only": "print the plan and stop",
     "resources.workers": "workers of each job, which share its batches; each has resources.gpus GPUs (one or none)",
-    "resources.min_workers": "workers that a job may go on with when nodes were lost; default: all, it waits",
+    "resources.min_workers": "workers that a job may go on with once nodes were lost; default: all, it waits",
     "resources.pack": "lanes of a fused study that train together; default: measured; 1: each alone (new results)",
 }
 

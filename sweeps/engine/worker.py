@@ -1,5 +1,6 @@
 """What a job does where it runs: walk its items, commit every finished stage, tell what was committed."""
 
+import os
 import sys
 import time
 import traceback
@@ -44,17 +45,20 @@ class Place:
     threads: int = 1
     pack: int | None = None
     session: str = ""  # the run of a command that these jobs belong to
+    code: str = ""  # the hash of Anabranch's own files, which a node that is not of `nodes` must have
+    nodes: tuple[str, ...] = ()  # those that were there, and were checked, before the sweep began
 
     def stop_asked(self) -> bool:
-        return Path(self.stop_file).exists()
+        return os.path.exists(self.stop_file)  # unlike Path.exists, no when the shared folder does not answer
 
 
 @dataclass(frozen=True)
 class Told:
-    """A word from a job to the driver: a stage was committed, or a kept state turned out damaged."""
+    """A word from a job to the driver: it runs, a stage was committed, or a kept state turned out damaged."""
 
     committed: tuple[str, ...] = ()
     damaged: tuple[str, ...] = ()
+    began: str = ""  # the job's name
 
 
 def run_job(
@@ -67,6 +71,7 @@ def run_job(
 
     What a study raises becomes a committed stage with status "failed" and its traceback; the other items go on.
     """
+    tell(Told(began=job.name))
     sys.path.extend(path for path in place.paths if path not in sys.path)
     store = Store(place.results, place.session)
     if isinstance(job.items[0][0].study, FusedStudy):

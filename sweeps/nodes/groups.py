@@ -50,13 +50,17 @@ def workers_now(slots: Slots, counts: Sequence[int], there: int) -> int:
     return max((count for count in counts if count * slots.count <= there), default=counts[0])
 
 
-def room(slots: Slots) -> int:
-    """How many workers fit on the nodes that are there and stay."""
+def room(slots: Slots, may_come: int = 0) -> int:
+    """How many workers fit on the nodes that are there and stay, or as many as may come while none was ever lost.
+
+    An autoscaler brings what a job asks for: one that asked for no more than is there would never get more.
+    """
     import ray
 
     leaving = leaving_nodes()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-    return sum(slots.workers_on(node["Resources"]) for node in nodes)
+    there = sum(slots.workers_on(node["Resources"]) for node in nodes)
+    return there if lost_nodes() else max(there, may_come)
 
 
 def lost_nodes() -> int:
@@ -64,6 +68,13 @@ def lost_nodes() -> int:
     import ray
 
     return sum(not node["Alive"] for node in ray.nodes())
+
+
+def nodes_there() -> tuple[str, ...]:
+    """Ids of the nodes of this Ray that are alive."""
+    import ray
+
+    return tuple(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
 
 def own_node() -> str:

@@ -19,8 +19,10 @@ from sweeps.engine.launch import Question, sweep
 from sweeps.engine.search import run_on_ray
 from sweeps.engine.store import Store
 from sweeps.engine.words import Refused
+from sweeps.nodes import groups
 from sweeps.nodes.groups import now_and_then, worker_counts, workers_now
 from sweeps.nodes.joining import Slots
+from tests.faults.kills import waited
 from tests.sweeps.engine_cases import open_sweep, run_sweep, toy_spec
 from trainables import wsd
 from trainables.common.data.batches import worker_rows
@@ -153,6 +155,16 @@ def held() -> list[str]:
     return [group["state"] for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"]
 
 
+def test_a_group_asks_for_what_the_autoscaler_may_bring_until_a_node_was_lost(monkeypatch):
+    nodes = [{"Alive": True, "NodeID": "head", "Resources": {"CPU": 3.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(groups, "leaving_nodes", lambda: set())
+    elastic = Slots(1, workers=8, min_workers=1)
+    assert [groups.room(elastic, may_come) for may_come in (0, 2, 8)] == [3, 3, 8]
+    nodes.append({"Alive": False, "NodeID": "taken", "Resources": {}})
+    assert groups.room(elastic, 8) == 3
+
+
 @pytest.mark.timeout(600)
 def test_the_group_of_a_killed_actor_is_freed_and_its_job_done_by_another(two_cpus, tmp_path):
     """Without the reaper the dead group would hold both CPUs, and the next one would wait for them for ever."""
@@ -178,9 +190,7 @@ def test_the_group_of_a_killed_actor_is_freed_and_its_job_done_by_another(two_cp
         going_on.tuning.close()
     assert killed and going_on.told.errors
     assert going_on.results() == unbroken.results()
-    end = time.monotonic() + 60
-    while held() and time.monotonic() < end:  # the sweep's own reaper has done it, Ray says so a little later
-        time.sleep(0.5)
+    waited(lambda: not held(), 60)  # the sweep's own reaper has done it, Ray tells a little later
     assert held() == []
 
 

@@ -155,6 +155,8 @@ class Told:
     def job_started(self, job):
         self.jobs.append(job)
 
+    def job_began(self, job): ...
+
     def job_ended(self, job, error):
         self.errors += [error] if error else []
 

@@ -151,12 +151,15 @@ def test_damage_in_the_store_is_said_and_trained_again(done, tmp_path):
 
 def test_another_open_sweep_on_the_same_journal_is_refused(tmp_path):
     spec, _ = make_spec(wsd.STUDY, [*TINY, f"results={tmp_path}"], "wsd_budget")
+    say(tmp_path)
+    before = files(tmp_path), (spec.folder / "sweep.json").read_bytes()
     opened = launch.open_journals(spec, 1, record=True)("method=wsd", spec.space)
     try:
-        with pytest.raises((Refused, RuntimeError), match="another process has the journal"):
+        with pytest.raises(Refused, match="another process has the journal"):
             say(tmp_path)
     finally:
         opened.close()
+    assert (files(tmp_path), (spec.folder / "sweep.json").read_bytes()) == before  # nobody has looked at the results
 
 
 def test_more_gpus_per_trial_than_there_are_is_refused_with_the_way_out(monkeypatch, tmp_path):

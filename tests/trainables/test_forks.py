@@ -415,6 +415,21 @@ def test_a_branch_that_raises_between_gradient_and_step_leaves_its_siblings_unto
     assert_same("wsd", config, stages, whole)
 
 
+@pytest.mark.parametrize("method", ["should_stop", "slowest", "report"])
+def test_an_error_of_the_runs_own_ends_the_walk_and_is_no_trials_failure(method, monkeypatch):
+    """A shared folder that does not answer for a moment says nothing about the study."""
+
+    def away(*words, **row):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(LocalRun, method, away)
+    root, branch = alone(QUADRATIC, QUADRATIC.tiny)
+    stages: list = []
+    with pytest.raises(OSError, match="Stale file handle"):
+        walk(QUADRATIC, root, [branch], LocalRun(), commit=stages.append)
+    assert stages == []
+
+
 def test_place_is_where_a_decoy_would_show():
     """The decoys above do change the state: without going back to the fork the result would differ."""
     config, at = TINY["wsd"], 15
