@@ -25,7 +25,7 @@ from sweeps.engine.progress import duration
 from sweeps.engine.spec import Spec
 from sweeps.engine.words import Refused, Words, make_spec
 from sweeps.nodes import health, services
-from sweeps.nodes.gathering import NodeFacts, gather, here
+from sweeps.nodes.gathering import CannotWrite, NodeFacts, gather, here
 from sweeps.nodes.ground import own_rooms
 from sweeps.nodes.health import Finding, Level
 from sweeps.nodes.joining import Offer, dashboard, jobs_at_once, join, offered, slots_of
@@ -74,7 +74,7 @@ def check_up(question: Question, arguments: Sequence[str]) -> Iterator[Finding]:
     slots = slots_of(words.resources)
     if address is None:
         yield Finding("ok", "Ray", "none runs here that a sweep would join; it would start its own on this machine")
-        nodes, offer = this_machine(spec.results)
+        offer = this_machine()
     else:
         try:
             join(address, slots)
@@ -83,10 +83,15 @@ def check_up(question: Question, arguments: Sequence[str]) -> Iterator[Finding]:
             return
         offer = offered()
         yield Finding("ok", "Ray", f"a sweep joins the one at {address}")
-        nodes = gather(spec.results, seconds=ANSWER_SECONDS, whole_files=True, count_gpus=words.resources.gpus > 0)
+    try:
+        driver, nodes = facts(spec.results, offer, joined=address is not None, gpus=words.resources.gpus > 0)
+    except CannotWrite as error:  # the driver itself, so no node can be tried
+        yield Finding("fault", "storage", error.args[0], error.way_out)
+        return
+    if address is not None:
         yield from health.answering(nodes)
         yield from health.missing(offer)
-    yield from health.software(nodes, here(spec.results), gpus=words.resources.gpus > 0)
+    yield from health.software(nodes, driver, gpus=words.resources.gpus > 0)
     yield from health.storage(nodes, str(spec.results.resolve()))
     yield from health.resources(slots, offer, words.scale)
     yield from health.seen_gpus(nodes)
@@ -111,11 +116,18 @@ def cluster_files(level: Level) -> Iterator[Finding]:
                 yield Finding(level, "file", str(error))
 
 
-def this_machine(results: Path) -> tuple[list[NodeFacts], Offer]:
+def this_machine() -> Offer:
     """This machine as the one node of the Ray that a sweep would start here."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    there = {"CPU": float(cores), "GPU": float(torch.cuda.device_count())}
-    return [here(results, resources=there)], Offer((there,))
+    return Offer(({"CPU": float(cores), "GPU": float(torch.cuda.device_count())},))
+
+
+def facts(results: Path, offer: Offer, *, joined: bool, gpus: bool) -> tuple[NodeFacts, list[NodeFacts]]:
+    """What is known of the driver, which runs here, and of all nodes. Raises CannotWrite where the driver cannot."""
+    if not joined:
+        driver = here(results, resources=offer.nodes[0])
+        return driver, [driver]
+    return here(results), gather(results, seconds=ANSWER_SECONDS, whole_files=True, count_gpus=gpus)
 
 
 def planned(spec: Spec, words: Words, slots: int) -> Generator[Finding, None, Estimate | None]:

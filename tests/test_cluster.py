@@ -8,8 +8,12 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +66,10 @@ def test_both_files_do_the_same_on_their_nodes():
         aws["file_mounts"] == own["file_mounts"]
         and aws["worker_start_ray_commands"] == own["worker_start_ray_commands"][:-1]  # AWS takes the node itself away
     )
-    assert [line for line in aws["setup_commands"] if "apt-get" not in line] == own["setup_commands"]
+    first_boot = ("apt-get", "cloud-init")  # own machines have Python
+    assert [line for line in aws["setup_commands"] if not any(one in line for one in first_boot)] == own[
+        "setup_commands"
+    ]
     without = [line.replace("RAY_enable_autoscaler_v2=0 ", "") for line in own["head_start_ray_commands"]]
     assert without == aws["head_start_ray_commands"]
 
@@ -247,3 +254,143 @@ def test_the_files_name_no_tool_that_is_not_there():
     for file in (AWS, OWN):
         for module in re.findall(r"python -m (sweeps\.\w+)", file.read_text()):
             assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+
+
+def test_the_server_of_a_keeper_that_was_killed_gives_way_and_another_ones_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In place of MLflow, processes with its command line and with one that differs in the folder alone."""
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    script = tmp_path / "sleeper.py"
+    script.write_text("import time; time.sleep(600)")
+
+    def said(results: Path, port: int) -> list[str]:
+        return [sys.executable, str(script), *command(results, port)[1:]]
+
+    command = mlflow_server.command
+    monkeypatch.setattr(mlflow_server, "command", said)
+    running = {
+        place: subprocess.Popen(said(place, port), start_new_session=True)
+        for place, port in ((mine, 5000), (other, 5000), (mine / "x", 5000))
+    }
+    try:
+        assert wait_for(lambda: all(str(script) in psutil.Process(p.pid).cmdline() for p in running.values()), 60)
+        mlflow_server.end_orphans(mine, 5000)
+        assert running[mine].poll() is not None
+        assert running[other].poll() is running[mine / "x"].poll() is None
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+
+
+def test_one_who_comes_while_a_keeper_leaves_waits_and_starts_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A keeper that has seen Ray go still holds its folder, and its server answers a while longer."""
+    answering, started = [True], []
+
+    class Keeper:
+        def __init__(self, words: list[str], **more: object):
+            started.append(words)
+            answering[0] = True
+
+        def poll(self) -> None:
+            return None
+
+    monkeypatch.setattr(mlflow_server, "answers", lambda port: answering[0])
+    monkeypatch.setattr(mlflow_server, "end_orphans", lambda results, port: None)
+    monkeypatch.setattr(mlflow_server.subprocess, "Popen", Keeper)
+    there = threading.Event()
+
+    def leave() -> None:
+        with mlflow_server.keeping(tmp_path):
+            there.set()
+            time.sleep(1)
+            answering[0] = False
+
+    with ThreadPoolExecutor() as pool:
+        leaving = pool.submit(leave)
+        assert there.wait(60)
+        assert mlflow_server.serve(tmp_path, 5999, tmp_path / "ray_current_cluster", 1) == 0
+        leaving.result(60)
+    assert len(started) == 1 and "--keep" in started[0]
+    with mlflow_server.keeping(tmp_path), mlflow_server.serving(tmp_path):  # one that stays is left alone
+        assert mlflow_server.serve(tmp_path, 5999, tmp_path / "ray_current_cluster", 1) == 0
+    assert len(started) == 1
+
+
+def test_ray_is_looked_for_where_it_keeps_its_files(tmp_path: Path):
+    code = "from sweeps import mlflow_server; print(mlflow_server.RAY)"
+    environment = {**os.environ, "RAY_TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == str(tmp_path / "ray" / "ray_current_cluster"), done.stderr
+
+
+# The shell lines, run in a folder where programs stand in for a machine's own
+
+APT = """#!/bin/bash
+echo "$*" >> "$HOME/apt"
+case "$*" in
+  *update*) [ $(grep -c update "$HOME/apt") -ge 3 ] && touch "$HOME/lists" ;;  # another update holds the lock at first
+  *install*) [ -f "$HOME/lists" ] && touch "$HOME/installed" ;;
+esac
+"""
+PYTHON = """#!/bin/bash
+case "$*" in
+  "-c import ensurepip") [ -f "$HOME/installed" ] ;;
+  "-m venv "*) mkdir -p "$3/bin" && touch "$3/bin/python" && chmod +x "$3/bin/python" && [ -f "$HOME/installed" ] &&
+    touch "$3/bin/pip" && chmod +x "$3/bin/pip" ;;
+esac
+"""
+SUDO, QUIET = '#!/bin/bash\nexec "$@"\n', "#!/bin/bash\n"
+COMMANDS = ("setup_commands", "head_setup_commands", "worker_setup_commands")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Callable[[str], int]:
+    """Runs one command on a machine whose apt-get works from its third update on; its exit status."""
+    programs = {"sudo": SUDO, "apt-get": APT, "python3.11": PYTHON, "sleep": QUIET, "add-apt-repository": QUIET}
+    (tmp_path / "bin").mkdir()
+    for name, text in programs.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = {"HOME": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+    return lambda line: subprocess.run(["bash", "-c", line], env=environment, cwd=tmp_path, timeout=60).returncode
+
+
+def lines_with(file: Path, words: str) -> list[str]:
+    found = [line for place in COMMANDS for line in content_of(file)[place] if words in line]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("file", [AWS, OWN], ids=["aws", "own"])
+def test_bash_can_read_every_command(file: Path):
+    content = content_of(file)
+    for place in (*COMMANDS, HEAD, WORKER):
+        for line in content[place]:
+            read = subprocess.run(["bash", "-n", "-c", line], capture_output=True, text=True)
+            assert read.returncode == 0 and not read.stderr, f"{line}\n{read.stderr}"
+
+
+@pytest.mark.parametrize("file", [AWS, OWN], ids=["aws", "own"])
+def test_a_package_is_installed_once_apt_has_its_lists(file: Path, machine: Any, tmp_path: Path):
+    """An update that meets another one fails, and an install without lists fails."""
+    for line in lines_with(file, "apt-get"):
+        for name in ("apt", "lists", "installed"):
+            (tmp_path / name).unlink(missing_ok=True)
+        assert machine(re.sub("test -x /\\S+", "false", line)) == 0, line
+        asked = (tmp_path / "apt").read_text().splitlines()
+        assert [("update" in one, "install" in one) for one in asked] == [(True, False)] * 3 + [(False, True)]
+        assert "DPkg::Lock::Timeout=300" in asked[-1]
+
+
+def test_a_machine_whose_python_has_no_pip_gets_both(machine: Any, tmp_path: Path):
+    """Python 3.11 is there without its venv package, and an earlier `ray up` has left a folder without pip."""
+    (make,) = lines_with(AWS, "-m venv")
+    assert lines_with(OWN, "-m venv") == [make]
+    assert machine(make) != 0 and (tmp_path / "venv" / "bin" / "python").exists()
+    assert machine(make) != 0  # again: it still has no pip, and `ray up` says so
+    (install,) = lines_with(AWS, "ensurepip")
+    assert machine(install) == 0 and machine(make) == 0 and (tmp_path / "venv" / "bin" / "pip").exists()
+    before = (tmp_path / "apt").read_text()
+    assert machine(install) == machine(make) == 0 and (tmp_path / "apt").read_text() == before

@@ -53,20 +53,31 @@ class NodeFacts:
     files_late: float | None = None
 
 
+class CannotWrite(OSError):
+    """This machine cannot write to the results folder."""
+
+    way_out = "free space there or choose results=FOLDER"
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}; {self.way_out}"
+
+
 @contextmanager
 def trial_folder(results: Path) -> Iterator[tuple[Path, str]]:
     """A folder of its own in the results, with the driver's secret in it; gone afterwards, and so are empty results.
 
-    Raises OSError where this machine cannot write there.
+    Raises CannotWrite where this machine cannot, and passes on whatever is raised by those who use it.
     """
-    made = [folder for folder in (results, *results.parents) if not folder.exists()]
+    made: list[Path] = []
     folder, secret = results / f".nodes-{uuid.uuid4().hex[:12]}", uuid.uuid4().hex
     try:
-        folder.mkdir(parents=True)
-        (folder / looking.FROM_DRIVER).write_text(secret)
+        try:
+            made += [parent for parent in (results, *results.parents) if not parent.exists()]
+            folder.mkdir(parents=True)
+            (folder / looking.FROM_DRIVER).write_text(secret)
+        except OSError as error:
+            raise CannotWrite(f"cannot write to {results}: {error}") from error
         yield folder, secret
-    except OSError as error:
-        raise OSError(f"cannot write to {results}: {error}; free space there or choose results=FOLDER") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for parent in made:
@@ -174,15 +185,25 @@ def _files(probe: Any, folder: Path, name: str, offset: float) -> tuple[float | 
     seen: dict[str, float] = {}
     end, written = time.time() + 60, None
     while time.time() < end:
-        for file in os.listdir(folder):
-            if len(file) == 64 and file not in seen:
-                content = (folder / file).read_bytes()
-                if hashlib.sha256(content).hexdigest() != file:
-                    return None, f"{file} was visible under its name before it was whole ({len(content)} bytes)"
-                seen[file] = time.time()
+        if (wrong := _arrived(folder, seen)) is not None:
+            return None, wrong
         if written is None and ray.wait([asked], timeout=0)[0]:
             written = ray.get(asked)
             end = min(end, time.time() + SEEN_SECONDS)
         if written is not None and all(file in seen for file, _ in written):
             return max(0.0, max(seen[file] - (when - offset) for file, when in written)), None
     return None, f"of {WHOLE_FILES} renamed files {len(seen)} were visible within {SEEN_SECONDS:.0f} s"
+
+
+def _arrived(folder: Path, seen: dict[str, float]) -> str | None:
+    """Note when each of a node's renamed files is here; what is wrong with one that is not whole, or cannot be read."""
+    try:
+        for file in os.listdir(folder):
+            if len(file) == 64 and file not in seen:
+                content = (folder / file).read_bytes()
+                if hashlib.sha256(content).hexdigest() != file:
+                    return f"{file} was visible under its name before it was whole ({len(content)} bytes)"
+                seen[file] = time.time()
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+    return None

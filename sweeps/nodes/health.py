@@ -170,7 +170,11 @@ def disks(nodes: Sequence[NodeFacts], needed_bytes: float = 0.0) -> list[Finding
             found.append(Finding("warning", "disk", text, "free space there or choose results=FOLDER"))
         if own and own.free < RAY_DISK_SHARE * own.total:
             text = f"{node.name}: {own.free / own.total:.0%} free under Ray's folder; below 5 % Ray stops writing"
-            found.append(Finding("fault", "disk", text, "free space there, or ray start --temp-dir=FOLDER"))
+            found.append(
+                Finding(
+                    "fault", "disk", text, "free space there, or RAY_TMPDIR=FOLDER before every ray start and sweep"
+                )
+            )
         if shared and shared.total < SHARED_MEMORY_BYTES:
             text = f"{node.name}: /dev/shm holds {_gb(shared.total)}; several GPUs and Ray's objects need more"
             found.append(Finding("warning", "disk", text, "mount -o remount,size=8G /dev/shm (docker: --shm-size=8g)"))

@@ -4,6 +4,8 @@ No Ray is imported, no cloud is asked. What `ray up` leaves behind says that it 
 of own machines (provider local) Ray writes down which of them it has started and not stopped.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import shlex
@@ -13,11 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sweeps.engine.words import Words
+if TYPE_CHECKING:  # words bring torch, which takes seconds to import
+    from sweeps.engine.words import Words
 
 CLUSTER_FILES = ("cluster.yaml", "cluster.local.yaml")
 ANSWER_SECONDS = 2.0
@@ -94,7 +97,7 @@ def seen_cluster(folder: Path = Path(".")) -> Seen | None:
     for name in CLUSTER_FILES:
         file = folder / name
         if file.is_file():
-            config = yaml.safe_load(file.read_text())
+            config = _yaml(file)
             seen = _seen(name, config) if isinstance(config, dict) else None
             if seen is not None:
                 return seen
@@ -102,7 +105,9 @@ def seen_cluster(folder: Path = Path(".")) -> Seen | None:
 
 
 def _seen(file: str, config: dict[str, Any]) -> Seen | None:
-    provider, cluster = config.get("provider") or {}, str(config.get("cluster_name"))
+    provider, cluster = config.get("provider"), str(config.get("cluster_name"))
+    if not isinstance(provider, dict):
+        return None
     if provider.get("type") == "local":
         state = ray_folder() / f"cluster-{cluster}.state"
         nodes = _json(state)
@@ -116,6 +121,14 @@ def _seen(file: str, config: dict[str, Any]) -> Seen | None:
             if all(there.get(key) == provider.get(key) for key in same):
                 return Seen(file, cluster, _changed(cache))
     return None
+
+
+def _yaml(file: Path) -> Any:
+    """What stands in a cluster file; nothing while somebody is editing it. `sweeps.doctor` says what is wrong there."""
+    try:
+        return yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from contextlib import closing
+from http.client import HTTPException
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import ParseResult, urlparse
 
 from sweeps.engine.tracking import without_password
 from sweeps.nodes.health import Finding
@@ -37,9 +39,13 @@ def mlflow(uri: str | None, results: Path) -> list[Finding]:
 
 def mlflow_server(uri: str) -> Finding:
     """The server at an address, asked for its health."""
-    shown, place = without_password(uri), urlparse(uri)
+    try:
+        shown, place = without_password(uri), address(uri)
+    except ValueError:  # its text may show a part of the password
+        text = "tracking=... is no address of the form http://HOST:PORT, with a port of 1 .. 65535"
+        return Finding("fault", "MLflow", text, "give it in that form, or tracking=none")
     bare = place._replace(netloc=place.netloc.rpartition("@")[2]).geturl()  # its health needs no password
-    way = "start it: mlflow server --backend-store-uri sqlite:///RESULTS/mlflow.db; or tracking=none, to sync later"
+    way = "start it: python -m sweeps.mlflow_server RESULTS; or tracking=none, to sync later"
     try:
         with urllib.request.urlopen(f"{bare.rstrip('/')}/health", timeout=SECONDS) as answer:
             said = answer.read(100).decode(errors="replace").strip()
@@ -47,6 +53,8 @@ def mlflow_server(uri: str) -> Finding:
         return Finding("fault", "MLflow", f"{shown} answers with status {error.code}", way)
     except OSError as error:
         return Finding("fault", "MLflow", f"{shown} does not answer: {getattr(error, 'reason', error)}", way)
+    except HTTPException as error:
+        return Finding("fault", "MLflow", f"{shown} answers, but is no MLflow server: {type(error).__name__}", way)
     if said != "OK":
         return Finding("fault", "MLflow", f"{shown} answers, but is no MLflow server: {said[:40]!r}", way)
     return Finding("ok", "MLflow", f"the server at {shown} answers")
@@ -66,15 +74,45 @@ def mlflow_database(file: Path) -> Finding:
 
 
 def loopback_only(what: str, url: str | None, addresses: list[str]) -> list[Finding]:
-    """Does a service answer at other addresses of this machine than the loopback? Whoever reaches it may use it."""
-    place = urlparse(url if url is None or "://" in url else f"http://{url}")
-    if not place.port or not place.hostname:
+    """Does a service of this machine answer at other addresses than the loopback? Whoever reaches it may use it.
+
+    Of one on another machine nothing can be said from here.
+    """
+    try:
+        place = address(url if url is None or "://" in url else f"http://{url}")
+    except ValueError:  # said where it was asked whether it answers
+        return []
+    if not place.port or not place.hostname or not is_own(place.hostname, addresses):
         return []
     open_at = [one for one in addresses if not ip_address(one).is_loopback and reaches(one, place.port)]
     if open_at:
         way = "start it on 127.0.0.1 and reach it through ssh (ray dashboard CLUSTER.yaml, or ssh -L)"
         return [Finding("fault", what, f"answers at {open_at[0]}:{place.port}, not on the loopback alone", way)]
+    if not reaches(place.hostname, place.port):
+        return []
     return [Finding("ok", what, f"port {place.port} answers on the loopback alone")]
+
+
+def address(url: str | None) -> ParseResult:
+    """The parts of an address. Raises ValueError, also where its port is none."""
+    parts = urlparse(url or "")
+    if parts.port == 0:
+        raise ValueError("a port lies in 1 .. 65535, got 0")
+    return parts
+
+
+def is_own(host: str, addresses: Sequence[str]) -> bool:
+    """Does a name or address lead to this machine, whose own `addresses` are?
+
+    >>> is_own("localhost", []), is_own("127.0.0.1", []), is_own("10.0.0.1", ["10.0.0.1"]), is_own("10.0.0.2", [])
+    (True, True, True, False)
+    """
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+    except OSError:  # nobody knows the name
+        return False
+    places = [ip_address(str(one)) for one in found]
+    return any(place.is_loopback or place.is_unspecified or str(place) in addresses for place in places)
 
 
 def reaches(host: str, port: int) -> bool:

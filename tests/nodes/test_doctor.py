@@ -4,8 +4,11 @@ of this machine. (A check-up of a cluster is in test_joining.)"""
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.server
 import os
+import re
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,8 +22,8 @@ import pytest
 
 from sweeps import doctor
 from sweeps.engine.words import Refused
-from sweeps.nodes import health, services
-from sweeps.nodes.gathering import Disk, NodeFacts, here
+from sweeps.nodes import health, looking, services
+from sweeps.nodes.gathering import Disk, NodeFacts, _arrived, here, trial_folder
 from sweeps.nodes.health import Finding
 from sweeps.nodes.joining import HEAD, NodeKind, Offer, Slots
 
@@ -170,7 +173,9 @@ def test_mlflow_servers_that_answer_and_that_do_not(tmp_path: Path):
         (good,) = services.mlflow(f"http://me:secret@127.0.0.1:{port}", tmp_path)
     assert good.level == "ok" and "secret" not in good.found
     (gone,) = services.mlflow(f"http://127.0.0.1:{port}", tmp_path)
-    assert gone.level == "fault" and "does not answer" in gone.found and "mlflow server" in gone.way_out
+    assert (
+        gone.level == "fault" and "does not answer" in gone.found and "python -m sweeps.mlflow_server" in gone.way_out
+    )
     for answer, status, words in ((b"OK", 500, "status 500"), (b"<html>", 200, "no MLflow server: '<html>'")):
         with server(answer, status) as port:
             (bad,) = services.mlflow(f"http://127.0.0.1:{port}/", tmp_path)
@@ -224,8 +229,20 @@ def test_a_ray_that_asks_for_its_token_is_told_from_what_is_no_ray(tmp_path: Pat
     assert gone.level == "warning" and "is not known" in gone.found
 
 
+def own_raylets() -> set[int]:
+    """Those that this process has started."""
+    raylets = {one.pid for one in psutil.process_iter(["name"]) if "raylet" in (one.info["name"] or "")}
+    return raylets & {one.pid for one in psutil.Process().children(recursive=True)}
+
+
+def with_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with room on its disk and in its shared memory."""
+    monkeypatch.setattr(looking, "room", lambda path: {"free": 500 * GB, "total": 1000 * GB})
+
+
 def test_this_machine_is_checked_without_a_ray(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
-    before = {process.pid for process in psutil.process_iter() if "raylet" in process.name()}
+    before = own_raylets()
+    with_room(monkeypatch)
     monkeypatch.chdir(tmp_path)
     script = str(CLONE / "sweeps" / "wsd_budget.py")
     assert doctor.main([script, *TINY, f"results={tmp_path / 'results'}"]) == 0
@@ -233,16 +250,16 @@ def test_this_machine_is_checked_without_a_ray(tmp_path: Path, monkeypatch, caps
     for words in ("none runs here that a sweep would join", "python " + sys.version.split()[0], "1 node", "no mirror"):
         assert words in said
     assert "0 faults" not in said and "fault" not in said
-    ours = {process.pid for process in psutil.Process().children(recursive=True) if "raylet" in process.name()}
-    assert not ours - before and not (tmp_path / "results").exists()
+    assert not own_raylets() - before and not (tmp_path / "results").exists()
 
 
 def test_faults_make_the_exit_status_one_and_words_that_mean_nothing_two(tmp_path: Path, monkeypatch, capsys):
+    with_room(monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cluster.yaml").write_text("cluster_name: x")
     assert doctor.main([*TINY, f"results={tmp_path / 'results'}", "resources.gpus=64"]) == 1
     said = " ".join(capsys.readouterr().out.split())
-    assert "needs 1 x (1 CPU, 64 GPU)" in said and "cluster.yaml: " in said and "1 warning" in said
+    assert "needs 1 x (1 CPU, 64 GPU)" in said and re.search(r"\bwarning file cluster\.yaml: ", said), said
     assert doctor.main(["sweeps/nothing.py"]) == 2 and "wsd_budget" in capsys.readouterr().err
     assert doctor.main(["scal=tiny"]) == 2 and "no word 'scal'" in capsys.readouterr().err
     assert doctor.main(["--help"]) == 0 and "python -m sweeps.doctor" in capsys.readouterr().out
@@ -257,3 +274,63 @@ def test_facts_of_this_machine_agree_with_another_way_of_asking(tmp_path: Path):
     mounts = {one.mountpoint: one.fstype for one in psutil.disk_partitions(all=True)}
     inside = [mount for mount in mounts if os.path.commonpath([mount, os.path.realpath(tmp_path)]) == mount]
     assert facts.file_system == mounts[max(inside, key=len)]
+
+
+def test_results_that_cannot_be_written_are_a_finding(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
+    """/proc takes no folders, also from root."""
+    monkeypatch.chdir(tmp_path)
+    assert doctor.main([*TINY, "results=/proc/nothing"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "fault storage cannot write to /proc/nothing: [Errno 2]" in said and "results=FOLDER" in said
+
+
+def test_what_fails_beside_the_results_folder_is_not_said_to_be_that(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="elsewhere") as raised, trial_folder(tmp_path / "results"):
+        raise FileNotFoundError("elsewhere")
+    assert "cannot write" not in str(raised.value) and not (tmp_path / "results").exists()
+
+
+def test_a_file_of_a_node_that_cannot_be_read_is_told(tmp_path: Path):
+    """Its name is here and its content is not: a folder stands for what another machine's disk would not give."""
+    (tmp_path / ("0" * 64)).mkdir()
+    assert "IsADirectoryError" in str(_arrived(tmp_path, {}))
+    content = b"whole"
+    name = hashlib.sha256(content).hexdigest()
+    (tmp_path / ("0" * 64)).rmdir()
+    (tmp_path / name).write_bytes(content)
+    seen: dict[str, float] = {}
+    assert _arrived(tmp_path, seen) is None and list(seen) == [name]
+
+
+def test_of_a_service_elsewhere_nothing_is_said_from_here():
+    """A free port here, whatever listens at the same number there; and a name that nobody knows."""
+    with server(b"OK") as port:
+        pass
+    own = doctor.own_addresses()
+    for host in ("192.0.2.1", "nowhere.invalid", "[2001:db8::1]"):  # set aside for documents: no machine has them
+        assert services.loopback_only("MLflow", f"http://{host}:{port}", own) == []
+    assert services.loopback_only("MLflow", f"http://127.0.0.1:{port}", own) == []  # nothing answers: said elsewhere
+    with server(b"OK") as port:
+        (good,) = services.loopback_only("MLflow", f"http://localhost:{port}", own)
+    assert good.level == "ok"
+
+
+@pytest.mark.parametrize("uri", ["http://me:secret@host:x", "http://host:99999", "http://[::1", "http://host:0"])
+def test_an_address_that_is_none_is_a_finding(tmp_path: Path, uri: str):
+    (bad,) = services.mlflow(uri, tmp_path)
+    assert bad.level == "fault" and "http://HOST:PORT" in bad.found and "secret" not in str(bad)
+    assert services.loopback_only("MLflow", uri, doctor.own_addresses()) == []
+
+
+def test_what_answers_and_speaks_no_http_is_no_mlflow_server(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer() -> None:
+            asked, _ = other.accept()
+            with asked:
+                asked.recv(1000)
+                asked.sendall(b"SSH-2.0-OpenSSH\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        (bad,) = services.mlflow(f"http://127.0.0.1:{other.getsockname()[1]}", tmp_path)
+    assert bad.level == "fault" and "no MLflow server" in bad.found

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -25,8 +24,10 @@ from sweeps.engine.words import Refused
 from sweeps.nodes import joining, looking
 from sweeps.nodes.gathering import gather, here, trial_folder
 from sweeps.nodes.joining import HEAD, NodeKind, Offer, Slots, autoscaling, check_cluster, jobs_at_once, kinds
+from tests.faults.clusters import add
 from trainables import wsd
 
+pytestmark = pytest.mark.timeout(600)  # a busy machine takes minutes to start two raylets
 QUESTION = Question("wsd_budget", wsd.STUDY, about="What is asked?")
 TINY = [
     "scale=tiny",
@@ -145,23 +146,19 @@ def cluster() -> Iterator[str]:
 
     made = Cluster()
     try:
-        for node in ({"num_cpus": 0, "include_dashboard": False}, {"num_cpus": 2, "num_gpus": 1}):
-            add(made, node)
+        add(made, num_cpus=0, include_dashboard=False)
+        add(made, num_cpus=2, num_gpus=1)
         yield made.address
     finally:
         ray.shutdown()
         made.shutdown()
 
 
-def add(cluster: Any, node: dict[str, Any], tries: int = 3) -> None:
-    """One more raylet. Ray gives up one that has not started within 30 s, which a busy machine may need: once more."""
-    for left in reversed(range(tries)):
-        try:
-            cluster.add_node(**node)
-            return
-        except Exception as error:
-            if not left or "timed out during startup" not in str(error):
-                raise
+@pytest.fixture
+def joined(cluster: str) -> str:
+    """The same, and this process has joined it."""
+    joining.join(cluster, Slots(1))
+    return cluster
 
 
 def test_a_sweep_joins_the_running_ray_and_counts_its_slots_there(cluster: str, tmp_path: Path):
@@ -179,7 +176,7 @@ def test_a_job_that_no_node_could_run_is_refused_before_anything_is_written(clus
     assert not (tmp_path / "results").exists()
 
 
-def test_every_node_tells_what_this_machine_tells_of_itself(cluster: str, tmp_path: Path):
+def test_every_node_tells_what_this_machine_tells_of_itself(joined: str, tmp_path: Path):
     found = gather(tmp_path, seconds=90, whole_files=True)
     ours = here(tmp_path)
     assert [node.resources.get("CPU", 0.0) for node in found] in ([0.0, 2.0], [2.0, 0.0])
@@ -188,7 +185,8 @@ def test_every_node_tells_what_this_machine_tells_of_itself(cluster: str, tmp_pa
         assert (node.versions, node.file_system) == (ours.versions, ours.file_system)
         assert node.versions["python"] == sys.version.split()[0] and len(node.code) == 12
         assert abs(node.clock_seconds) <= max(node.clock_within, 0.05)
-        assert node.files_late is not None and node.results_disk.total == os.statvfs(tmp_path).f_blocks * 4096
+        disk = os.statvfs(tmp_path)
+        assert node.files_late is not None and node.results_disk.total == disk.f_blocks * disk.f_frsize
     assert not list(tmp_path.iterdir())
 
 
@@ -201,14 +199,14 @@ def test_the_doctor_names_what_is_wrong_with_this_cluster(cluster: str, tmp_path
     assert re.search(r"ok resources scale=tiny: 1 x 1 GPUs per trial, 1 side by side", said), said
 
 
-def test_a_node_with_a_folder_of_its_own_is_refused_with_its_name(cluster: str, tmp_path: Path):
+def test_a_node_with_a_folder_of_its_own_is_refused_with_its_name(joined: str, tmp_path: Path):
     """A third node in a mount namespace of its own, where something else lies over the results folder."""
     import ray
 
     results = tmp_path / "results"
     results.mkdir()
     ray_command = Path(sys.executable).parent / "ray"
-    start = f"mount -t tmpfs none {results} && exec {ray_command} start --address={cluster} --num-cpus=1 --block"
+    start = f"mount -t tmpfs none {results} && exec {ray_command} start --address={joined} --num-cpus=1 --block"
     if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", str(results)], capture_output=True).returncode:
         pytest.skip("needs the right to mount a tmpfs in a namespace of its own (root)")
     log = (tmp_path / "log").open("w")
@@ -252,11 +250,17 @@ def test_the_fingerprint_of_the_code_follows_every_file(tmp_path: Path):
         return subprocess.run(asked, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
     CODE = Path(looking.__file__).read_text() + f"\nsys.path[:0] = [{str(tmp_path)!r}]; print(code())"
-    for room in looking.ROOMS:
-        (tmp_path / room).mkdir()
-        (tmp_path / room / "__init__.py").write_text("")
-    first = of(tmp_path)
-    (tmp_path / "analysis" / "__init__.py").write_text("#")
-    second = of(tmp_path)
-    (tmp_path / "analysis" / "__init__.py").write_text("")
-    assert first == of(tmp_path) != second and len(first) == len(second) == 12
+    files = [tmp_path / room / name for room in looking.ROOMS for name in ("__init__.py", "in/a.py", "in/deep/b.yaml")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+    first, seen = of(tmp_path), set()
+    for file in files:
+        file.write_text("#")
+        seen.add(of(tmp_path))
+        file.write_text("")
+    assert len(seen - {first}) == len(files) == 12 and {len(one) for one in seen} == {12}
+    files[-1].rename(files[-1].with_name("c.yaml"))
+    assert of(tmp_path) != first
+    files[-1].with_name("c.yaml").rename(files[-1])
+    assert of(tmp_path) == first

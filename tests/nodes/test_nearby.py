@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from sweeps.nodes import nearby
 from sweeps.nodes.ground import cluster_elsewhere
 from sweeps.nodes.nearby import ray_address, running_ray, seen_cluster, submit
 
+CLONE = Path(__file__).resolve().parents[2]
 AWS = {"cluster_name": "anabranch", "provider": {"type": "aws", "region": "us-west-2"}}
 OWN = {"cluster_name": "ours", "provider": {"type": "local", "head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2"]}}
 
@@ -109,3 +112,32 @@ def test_the_submit_line_survives_the_two_shells_that_read_it():
     assert here[:4] == ["ray", "submit", "cluster.yaml", "sweeps/wsd_budget.py"]
     there = subprocess.run(["bash", "-c", "printf '%s\\n' " + " ".join(here[4:])], capture_output=True, text=True)
     assert there.stdout.splitlines() == words
+
+
+@pytest.mark.parametrize("half", ["provider: {type: aws", "provider: aws", "\x00", "cluster_name: [", "a: b: c"])
+def test_a_cluster_file_that_is_being_edited_is_passed_over(laptop: Path, half: str):
+    """The other file is still looked at; the doctor is the one that says what is wrong with this one."""
+    (laptop / "cluster.yaml").write_text(half)
+    assert seen_cluster() is None and cluster_elsewhere(Words(), []) is None
+    (laptop / "cluster.local.yaml").write_text(yaml.safe_dump(OWN))
+    (laptop / "ray" / "cluster-ours.state").write_text(json.dumps({"10.0.0.1": {"tags": {}, "state": "running"}}))
+    found = seen_cluster()
+    assert found is not None and found.file == "cluster.local.yaml"
+
+
+def test_a_ray_in_a_folder_of_its_own_is_found_by_the_word_that_the_doctor_gives(tmp_path: Path):
+    """Ray itself writes where it runs, with RAY_TMPDIR set as the doctor's way out says."""
+    from sweeps.nodes import health
+    from sweeps.nodes.gathering import Disk, NodeFacts
+
+    full = NodeFacts("here", ray_disk=Disk(1, 100))
+    (way,) = [finding.way_out for finding in health.disks([full]) if "Ray" in finding.found]
+    variable = way.split(", or ")[1].split("=")[0]
+    code = (
+        "import sys; from ray._common.utils import get_default_ray_temp_dir as place; "
+        "from sweeps.nodes.nearby import ray_folder; print(place()); print(ray_folder())"
+    )
+    environment = {**os.environ, variable: str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=CLONE)
+    theirs, ours = done.stdout.split()
+    assert theirs == ours == str(tmp_path / "ray"), done.stderr
