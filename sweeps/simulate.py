@@ -172,11 +172,12 @@ def refuse_endless(fleet: Fleet, least: Simulated, pace: Pace, every: int | None
     losses = [fleet.losses(pace.job_seconds + seconds) for seconds in least.stretches]
     cut_short = sum(expm1(min(loss, 700.0)) for loss in losses)  # beyond is no float
     if cut_short > MOST_CUT_SHORT:
+        longest = duration(pace.job_seconds + max(least.stretches))
         raise Refused(
-            f"a simulated sweep has at most {MOST_CUT_SHORT:,} jobs cut short, got about {cut_short:.2g}: with "
-            f"preemptions_per_gpu_hour={fleet.preemptions_per_gpu_hour:g} a job loses {max(losses):.2g} GPUs on average "
-            f"in the {duration(max(least.stretches))} between two of its checkpoints; lower that rate, or checkpoint "
-            f"more often: resources.checkpoint_every={'N' if every is None else max(1, every // 10)}"
+            f"a simulated sweep has at most {MOST_CUT_SHORT:,} jobs cut short, got about {cut_short:.2g}: at "
+            f"preemptions_per_gpu_hour={fleet.preemptions_per_gpu_hour:g} a job loses {max(losses):.2g} GPUs "
+            f"on average in the {longest} to its next checkpoint; lower that rate, or checkpoint a staged "
+            f"study more often than resources.checkpoint_every={'null' if every is None else every}"
         )
 
 

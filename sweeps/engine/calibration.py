@@ -79,7 +79,7 @@ def resources_of(spec: Mapping[str, Any], study: AnyStudy) -> list[Resources]:
     found = []
     for command in commands:
         said = shlex.split(command)
-        if said[:1] != ["python"] or not said[1].endswith(".py"):
+        if len(said) < 2 or said[0] != "python" or not said[1].endswith(".py"):
             return []
         try:
             found.append(compose_words(study, said[2:])[0].resources)

@@ -62,7 +62,7 @@ class Fleet:
     seed: int = 0
 
     def losses(self, seconds: float) -> float:
-        """How often a slot loses one of its GPUs in so many seconds, on average; it loses none with chance exp(-that)."""
+        """GPUs that a slot loses in so many seconds, on average; it loses none with a chance of exp(-that)."""
         return self.preemptions_per_gpu_hour * max(self.gpus_per_slot, 1.0) * seconds / HOUR
 
     def until_taken(self, random: Random) -> float:
