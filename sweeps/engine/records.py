@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.records import SCHEMAS
 from sweeps.engine.driver import Entry
 from sweeps.engine.plan import Trial, make_trial, marginal_steps, plan
 from sweeps.engine.spec import Spec
@@ -61,9 +62,9 @@ class Recorder:
     def tables(self, index: Index) -> Tables:
         """All trials with costs and results, all their measurements, and every stage that was run for them."""
         return Tables(
-            _table([self.trial_row(entry) for entry in self.entries]),
-            _table([row for entry in self.entries for row in self.measurement_rows(entry)]),
-            _table(_ledger_rows(self.spec, self.entries, index)),
+            _table("trials", [self.trial_row(entry) for entry in self.entries]),
+            _table("measurements", [row for entry in self.entries for row in self.measurement_rows(entry)]),
+            _table("ledger", _ledger_rows(self.spec, self.entries, index)),
         )
 
     def _count(self) -> None:
@@ -159,8 +160,10 @@ class Recorder:
         ]
 
 
-def _table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows as a table with every column that any row has."""
+def _table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as a table with every column that any row has; without rows, as where all trials fail, with its schema's."""
+    if not rows:
+        return pa.schema(list(SCHEMAS[name].items())).empty_table()
     names = list(dict.fromkeys(name for row in rows for name in row))
     return pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
 

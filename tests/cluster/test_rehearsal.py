@@ -39,6 +39,27 @@ def test_it_refuses_to_run_among_others():
         assert "refused: this is no place of its own (shared namespaces: pid, net, mnt;" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "refused"),
+    [
+        ("/x/ray/core/src/ray/raylet/raylet --session=1", True),
+        ("/x/ray/core/src/ray/gcs/gcs_server --session=1", True),
+        ("python something.py", False),
+    ],
+)
+def test_it_refuses_to_run_where_a_ray_is_in_sight(monkeypatch: pytest.MonkeyPatch, line: str, refused: bool):
+    """In namespaces of its own, as the first process there: one Ray that can be seen is one too many."""
+    monkeypatch.setattr(machines, "processes", lambda: {1: "python", 7: line})
+    monkeypatch.setattr(machines, "namespaces", lambda: dict.fromkeys(machines.SHARED_NAMESPACES, "own"))
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    outside = [f"{name}=another" for name in machines.SHARED_NAMESPACES]
+    if refused:
+        with pytest.raises(SystemExit, match=r"shared namespaces: none; process 1; Rays in sight: 1\)"):
+            machines.refuse_to_touch_others(outside)
+    else:
+        machines.refuse_to_touch_others(outside)
+
+
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(machines, "tool", lambda name: None if name == "sshd" else f"/usr/bin/{name}")

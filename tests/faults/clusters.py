@@ -121,7 +121,8 @@ def _started(cpus: int) -> Any:
     cluster = Cluster()
     try:
         # As every real cluster has one; without it Ray Train's cleaner of a dead controller asks in vain and stays.
-        add(cluster, num_cpus=cpus, include_dashboard=True)
+        # Port None: the first free one from 8265 on, since another Ray here may have a dashboard too.
+        add(cluster, num_cpus=cpus, include_dashboard=True, dashboard_port=None)
         add(cluster, num_cpus=cpus)
     except Exception:
         cluster.shutdown()

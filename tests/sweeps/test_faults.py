@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -364,10 +365,10 @@ TRIALS = ["trial", "key", "proposal", "phase", "status", "config", "select/loss"
 CURVES = ["trial", "step", "key", "select/loss", "train/loss", "full", "shared"]
 
 
-def run_here_and_now(results):
+def run_here_and_now(results, more=LONGER):
     """The same command in this process, without its report: what it says."""
     console = Console(file=io.StringIO(), width=200)
-    sweep(Question("wsd_budget", wsd.STUDY, ""), [*COMMAND[2:], f"results={results}", *LONGER], console)
+    sweep(Question("wsd_budget", wsd.STUDY, ""), [*COMMAND[2:], f"results={results}", *more], console)
     return console.file.getvalue()
 
 
@@ -402,6 +403,39 @@ def test_the_real_command_killed_and_interrupted_and_run_again_is_the_unbroken_o
     assert set(table(unbroken, "ledger", ["stage"])) <= set(table(broken, "ledger", ["stage"]))
     assert max(Counter(table(broken, "ledger", ["stage", "from_step"])).values()) == 1
     assert re.search(r"to run now: 0 steps", run_here_and_now(broken))  # once more: nothing is left to do
+
+
+def test_a_results_folder_that_turns_read_only_ends_with_one_error_and_the_same_command_goes_on(
+    tmp_path, monkeypatch, capsys
+):
+    """From the fourth stage on no file of it can be put in its place, tables and figures included."""
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    real, committed = os.replace, []
+
+    def replace_until_read_only(source, target):
+        if broken in Path(target).parents:
+            if len(committed) == 3:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(target))
+            committed.extend([target] * (Path(target).parts[-3] == "stages"))
+        real(source, target)
+
+    shorter = ["space.method=wsd", "space.budget_steps=[20,40]", "seeds=1"]
+    words = [*COMMAND[2:], f"results={broken}", *shorter]
+    with monkeypatch.context() as patched:
+        patched.setattr("sweeps.engine.store.os.replace", replace_until_read_only)
+        assert main(Question("wsd_budget", wsd.STUDY, ""), words) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "stopped: " in said and os.strerror(errno.EROFS) in said and str(broken) in said, said
+    assert "What was finished is kept." in said and "Traceback" not in said
+    before = Store(broken).scan()
+    assert len(before.commits) == 3 and not before.damaged and not list(broken.rglob(".writing-*"))
+
+    run_here_and_now(broken, shorter)
+    run_here_and_now(unbroken, shorter)
+    assert table(broken, "trials", TRIALS) == table(unbroken, "trials", TRIALS)
+    assert table(broken, "measurements", CURVES) == table(unbroken, "measurements", CURVES)
+    assert steps_in(broken) == steps_in(unbroken)  # none of the three stages was trained again
+    assert set(before.commits) < set(Store(broken).scan().commits)
 
 
 def test_the_real_command_twice_at_once_is_refused_in_one_line(tmp_path, capsys):

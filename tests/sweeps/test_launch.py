@@ -6,6 +6,8 @@ import io
 import re
 import shutil
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +20,7 @@ from sweeps.nodes import ground
 from sweeps.nodes.ground import find_ground, own_rooms
 from trainables import wsd
 
+CLONE = Path(__file__).resolve().parents[2]
 QUESTION = Question("wsd_budget", wsd.STUDY, about="What is asked?")
 TINY = ["scale=tiny", "executor=local", "tracking=none", "space.method=wsd", "space.budget_steps=[20,40]", "seeds=1"]
 
@@ -225,3 +228,17 @@ def test_a_scale_that_cannot_take_the_command_is_said_with_its_reason(tmp_path, 
     assert (
         "1 idle GPU: scale=gpu would use them, but cannot take this command: preset=grid360" in console.file.getvalue()
     )
+
+
+def test_a_sweep_of_which_every_trial_fails_says_so_and_ends(tmp_path):
+    """Its tables are empty but readable, and its own script's figures and verdicts have nothing to show."""
+
+    def out_of_memory(*arguments):
+        raise MemoryError("no room")
+
+    question = launch.question_of(CLONE / "sweeps" / "wsd_budget.py")
+    broken = replace(question, study=replace(wsd.STUDY, advance=out_of_memory))
+    console = Console(file=io.StringIO(), width=200)
+    found = sweep(broken, [*TINY, f"results={tmp_path}"], console)
+    assert "failed: MemoryError: no room" in console.file.getvalue()
+    assert found.measurements.num_rows == 0 and set(found.trials["status"].to_pylist()) == {"failed"}

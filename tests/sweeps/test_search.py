@@ -24,6 +24,7 @@ from sweeps.engine.worker import Place
 from sweeps.nodes.joining import Slots
 from sweeps.nodes.looking import code
 from tests.sweeps.engine_cases import open_sweep, toy_spec
+from trainables.study import LocalRun
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["scale=tiny", "tracking=none", "space.method=wsd", "space.budget_steps=[100,400]", "study.measure_every=50"]
@@ -116,3 +117,18 @@ def test_what_killed_searches_left_is_taken_away_after_a_day(tmp_path: Path):
     search._take_away_abandoned(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"new", "old-but-alive"}
     search._take_away_abandoned(tmp_path / "not there")
+
+
+@pytest.mark.parametrize("asked_by", ["the node's notice", "the sweep", "nobody"])
+def test_a_worker_of_a_group_says_whether_it_gave_way(tmp_path: Path, monkeypatch, asked_by: str):
+    sweep = open_sweep(toy_spec(tmp_path, rates=(0.1, 0.2), budgets=(20,)), slots=1)
+    sweep.tuning.close()
+    if asked_by == "the sweep":
+        Path(sweep.place.stop_file).touch()
+    monkeypatch.setattr(search.train, "report", lambda told: None)
+    monkeypatch.setattr(search, "_must_fit", lambda place: None)
+    run = LocalRun()
+    run.meet = lambda doing, error: None
+    said = search._run_in_group(sweep.driver.next_job(), sweep.place, run, lambda: asked_by == "the node's notice")
+    assert said["gave_way"] == (asked_by == "the node's notice")
+    assert (said["told"]["commits"] > 0) == (asked_by == "nobody")
