@@ -238,7 +238,12 @@ def _group_trainable(place: Place, slots: Slots, scratch: Path, may_come: int) -
             cpus=slots.cpus,
             use_gpu=slots.gpus > 0,
             parallel=slots.parallel,
-            run_config=train.RunConfig(name=f"{job.name}-group", storage_path=str(scratch), callbacks=callbacks),
+            run_config=train.RunConfig(
+                name=f"{job.name}-group",
+                storage_path=str(scratch),
+                callbacks=callbacks,
+                failure_config=train.FailureConfig(max_preemption_failures=0),  # the driver does the job again
+            ),
         )
         return dict(trainer.fit().return_value)
 
@@ -299,6 +304,8 @@ def run_on_ray(driver: Driver, place: Place, slots: Slots, *, address: str | Non
     )
     # by default one actor waits at a time: a cluster would start them, and an autoscaler bring nodes, one by one
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count)
+    # by default Tune does the job of a node that was told to leave again by itself, beside the driver's own retry
+    os.environ["RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE"] = "1"
     tuner = tune.Tuner(
         tune.with_resources(trainable, slots.trial),
         tune_config=tune.TuneConfig(

@@ -64,10 +64,11 @@ def room(slots: Slots, may_come: int = 0) -> int:
 
 
 def lost_nodes() -> int:
-    """How many nodes this Ray has lost so far."""
+    """How many nodes this Ray has lost so far, those that were told to leave included."""
     import ray
 
-    return sum(not node["Alive"] for node in ray.nodes())
+    leaving = leaving_nodes()
+    return sum(not node["Alive"] or node["NodeID"] in leaving for node in ray.nodes())
 
 
 def nodes_there() -> tuple[str, ...]:

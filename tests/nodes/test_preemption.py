@@ -232,6 +232,31 @@ def test_a_node_that_goes_away_costs_at_most_a_checkpoint_interval_a_job(cluster
         assert waited(lambda: lost_nodes() > before, 60)
 
 
+@pytest.mark.timeout(600)
+def test_a_job_that_is_killed_before_it_heard_the_notice_is_done_again_by_the_driver_alone(cluster, nodes, tmp_path):
+    """One step that takes longer than the notice. By default Ray Tune starts such a job again as well, from its start."""
+    log, marker, node = tmp_path / "log", tmp_path / "deaf", nodes[1].node_id
+    unbroken = run_sweep(spec_of(tmp_path / "unbroken", toys.QUADRATIC), checkpoint_every=EVERY)
+    study = slow(toys.QUADRATIC, log, 0.02)
+
+    def advance(state, placed, span, run):
+        if own_node() == node and span.start > EVERY + 10 and not marker.exists():
+            marker.touch()
+            time.sleep(4 * NOTICE_SECONDS)
+        study.advance(state, placed, span, run)
+
+    sweep = open_sweep(spec_of(tmp_path / "broken", replace(study, advance=advance)), checkpoint_every=EVERY)
+    gone = act_when(marker.exists, lambda: told_to_leave(cluster, nodes[1]))
+    try:
+        run_on_ray(sweep.driver, sweep.place, Slots(2), address=None)
+    finally:
+        sweep.tuning.close()
+    gone.result(60)
+    assert sweep.results() == unbroken.results()
+    assert committed(tmp_path / "broken") == committed(tmp_path / "unbroken")
+    assert 0 < trained(log) - committed(tmp_path / "broken") <= EVERY
+
+
 TINY = replace(wsd.STUDY.tiny, layers=2, decay_fraction=0.25)
 
 
