@@ -231,6 +231,7 @@ def _group_trainable(place: Place, slots: Slots, scratch: Path, may_come: int) -
     def fit(job: Job) -> dict[str, Any]:
         items, notice = [item for item, _ in job.items], Notice()
         callbacks: list[Any] = [TuneReportCallback()]
+        failures: Any = train.FailureConfig  # for a type checker that of Ray Train's first version
         counts = worker_counts(items[0].study, {item.root_key: item.root for item in items}.values(), slots)
         trainer: Any = worker_group(
             lambda run: _run_in_group(job, place, run, notice),
@@ -242,7 +243,7 @@ def _group_trainable(place: Place, slots: Slots, scratch: Path, may_come: int) -
                 name=f"{job.name}-group",
                 storage_path=str(scratch),
                 callbacks=callbacks,
-                failure_config=train.FailureConfig(max_preemption_failures=0),  # the driver does the job again
+                failure_config=failures(max_preemption_failures=0),  # the driver does the job again
             ),
         )
         return dict(trainer.fit().return_value)

@@ -234,7 +234,7 @@ def test_a_node_that_goes_away_costs_at_most_a_checkpoint_interval_a_job(cluster
 
 @pytest.mark.timeout(600)
 def test_a_job_that_is_killed_before_it_heard_the_notice_is_done_again_by_the_driver_alone(cluster, nodes, tmp_path):
-    """One step that takes longer than the notice. By default Ray Tune starts such a job again as well, from its start."""
+    """One step is longer than the notice. By default Ray Tune starts such a job again as well, from its start."""
     log, marker, node = tmp_path / "log", tmp_path / "deaf", nodes[1].node_id
     unbroken = run_sweep(spec_of(tmp_path / "unbroken", toys.QUADRATIC), checkpoint_every=EVERY)
     study = slow(toys.QUADRATIC, log, 0.02)
