@@ -60,9 +60,8 @@ def walk(
 
     Each stage is handed to `commit` when it ends. Small branches go first, so that at most one copy of the state per
     depth is alive. A diverged stage, or one that raises, ends its branch; the others go on; what the run's own methods
-    raise ends the walk. When the run is asked to
-    stop, the steps of the stage that it is in are committed as a stage of their own, whose state is kept: nothing that
-    was trained is lost. Then it raises Stopped.
+    raise ends the walk. When the run is asked to stop, the steps of the stage that it is in are committed as a stage of
+    their own, whose state is kept: nothing that was trained is lost. Then it raises Stopped.
     """
     state = study.start(root, run) if state is None else state
     if tensors is not None:

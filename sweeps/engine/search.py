@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,9 @@ def _take_away_abandoned(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _group_trainable(place: Place, slots: Slots, scratch: Path, may_come: int) -> Callable[[dict[str, Any]], None]:
+def _group_trainable(
+    place: Place, slots: Slots, scratch: Path, there: Callable[[], int]
+) -> Callable[[dict[str, Any]], None]:
     """The same in a worker group that lives as long as the job and is never stopped from outside."""
 
     def fit(job: Job) -> dict[str, Any]:
@@ -235,7 +238,7 @@ def _group_trainable(place: Place, slots: Slots, scratch: Path, may_come: int) -
         counts = worker_counts(items[0].study, {item.root_key: item.root for item in items}.values(), slots)
         trainer: Any = worker_group(
             lambda run: _run_in_group(job, place, run, notice),
-            workers=workers_now(slots, counts, room(slots, may_come)),
+            workers=workers_now(slots, counts, there()),
             cpus=slots.cpus,
             use_gpu=slots.gpus > 0,
             parallel=slots.parallel,
@@ -300,9 +303,8 @@ def run_on_ray(driver: Driver, place: Place, slots: Slots, *, address: str | Non
     searcher = JobSearcher(driver, slots, place, lost_nodes)
     scratch = Path(place.results).resolve() / "ray" / uuid.uuid4().hex[:8]
     _take_away_abandoned(scratch.parent)
-    trainable = (
-        _trainable(place) if slots.workers == 1 else _group_trainable(place, slots, scratch, offer.workers(slots))
-    )
+    there = partial(room, slots, offer.workers(slots), lost_nodes())
+    trainable = _trainable(place) if slots.workers == 1 else _group_trainable(place, slots, scratch, there)
     # by default one actor waits at a time: a cluster would start them, and an autoscaler bring nodes, one by one
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count)
     # by default Tune does the job of a node that was told to leave again by itself, beside the driver's own retry

@@ -50,17 +50,18 @@ def workers_now(slots: Slots, counts: Sequence[int], there: int) -> int:
     return max((count for count in counts if count * slots.count <= there), default=counts[0])
 
 
-def room(slots: Slots, may_come: int = 0) -> int:
-    """How many workers fit on the nodes that are there and stay, or as many as may come while none was ever lost.
+def room(slots: Slots, may_come: int = 0, lost_before: int = 0) -> int:
+    """How many workers fit on the nodes that are there and stay, or as many as may come while none was lost.
 
     An autoscaler brings what a job asks for: one that asked for no more than is there would never get more.
+    `lost_before`: nodes that had gone when the sweep began, idle ones that an autoscaler gave back among them.
     """
     import ray
 
     leaving = leaving_nodes()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
     there = sum(slots.workers_on(node["Resources"]) for node in nodes)
-    return there if lost_nodes() else max(there, may_come)
+    return there if lost_nodes() > lost_before else max(there, may_come)
 
 
 def lost_nodes() -> int:

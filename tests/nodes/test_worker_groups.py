@@ -163,6 +163,7 @@ def test_a_group_asks_for_what_the_autoscaler_may_bring_until_a_node_was_lost(mo
     assert [groups.room(elastic, may_come) for may_come in (0, 2, 8)] == [3, 3, 8]
     nodes.append({"Alive": False, "NodeID": "taken", "Resources": {}})
     assert groups.room(elastic, 8) == 3
+    assert groups.room(elastic, 8, lost_before=1) == 8  # it had gone before this sweep began
 
 
 @pytest.mark.timeout(600)
